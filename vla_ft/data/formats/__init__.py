@@ -1,0 +1,1 @@
+"""One file a dataset format. A reader only answers: these steps of that episode, these keys."""

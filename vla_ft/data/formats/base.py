@@ -1,0 +1,45 @@
+"""The reader contract. Windows, chunks, padding and normalisation are written once, above all readers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla_ft.data.sample import DatasetDescription
+
+
+class EpisodeReader(ABC):
+    """Random access to the steps of a dataset's episodes.
+
+    Readers are cheap to pickle (workers get a copy) and open their files lazily, per process. They never cache decoded
+    images, so memory stays flat whatever the number of episodes.
+    """
+
+    description: DatasetDescription
+    lengths: np.ndarray
+    """int64 [episodes]: number of steps of each episode, in a stable order."""
+    action_offset: int = 0
+    """Where an action chunk starts relative to its observation. Real ALOHA recordings use -1: the command that led to
+    an observation was stored with it, one step late (act, ``utils.py`` of the published code)."""
+
+    @abstractmethod
+    def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return ``keys`` at ``steps`` (int64 [n], inside the episode, any order, repeats allowed), time first.
+
+        Keys: ``action`` float32 [n, A], ``proprio`` float32 [n, P], ``image_<camera>`` uint8 [n, H, W, 3]. Only what
+        is asked for is read and decoded. Raises UserError naming episode, step and key when the data is damaged.
+        """
+
+    @abstractmethod
+    def instruction(self, episode: int) -> str:
+        """The language instruction of an episode; empty when the dataset has none."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash (hex) of what statistics are computed from: it changes when numeric contents may have changed."""
+
+    @abstractmethod
+    def name_of(self, episode: int) -> str:
+        """How a person finds this episode: its file name or index, for messages."""

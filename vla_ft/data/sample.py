@@ -1,0 +1,80 @@
+"""The sample contract: what one training example looks like before batching, the same for every dataset format."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+IMAGE_PREFIX = "image_"
+"""Observation keys of cameras are ``image_<camera>``."""
+
+
+class Task(TypedDict):
+    """What the robot was told to do."""
+
+    language_instruction: str
+
+
+class Sample(TypedDict):
+    """One training example. Arrays have time first; T is the observation window, oldest first.
+
+    ``observation``: ``image_<camera>`` uint8 [T, H, W, 3], ``proprio`` float32 [T, P], ``timestep`` int32 [T],
+    ``pad_mask`` bool [T] (True where the frame lies inside the episode; others repeat the nearest real frame).
+    ``action``: float32 [horizon, A], robot units. ``action_pad_mask``: bool [horizon], True where real; steps past the
+    end repeat the last action. One mask per step serves every dimension of that step.
+    """
+
+    observation: dict[str, np.ndarray]
+    action: np.ndarray
+    action_pad_mask: np.ndarray
+    task: Task
+    dataset_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetDescription:
+    """What a dataset's numbers mean. It travels with every checkpoint, so that a policy cannot be run on the wrong robot.
+
+    ``cameras`` maps a name to (height, width) in pixels. Names and units have one entry per dimension.
+    """
+
+    name: str
+    cameras: dict[str, tuple[int, int]]
+    action_names: tuple[str, ...]
+    action_units: tuple[str, ...]
+    proprio_names: tuple[str, ...]
+    proprio_units: tuple[str, ...]
+    action_kind: Literal["joint", "end_effector"]
+    action_mode: Literal["absolute", "delta"]
+    gripper: str
+    fps: float
+
+    def __post_init__(self) -> None:
+        for part in ("action", "proprio"):
+            names, units = getattr(self, f"{part}_names"), getattr(self, f"{part}_units")
+            if len(names) != len(units):
+                raise ValueError(f"{part}: {len(names)} names but {len(units)} units")
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action dimensions A."""
+        return len(self.action_names)
+
+    @property
+    def proprio_dim(self) -> int:
+        """Number of proprioceptive dimensions P."""
+        return len(self.proprio_names)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, for checkpoints."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> DatasetDescription:
+        """Inverse of ``to_json``."""
+        lists = {k: tuple(v) for k, v in data.items() if isinstance(v, list)}
+        cameras = {name: (int(size[0]), int(size[1])) for name, size in data["cameras"].items()}
+        return cls(**{**data, **lists, "cameras": cameras})

@@ -1,0 +1,60 @@
+"""From (episode, step) to a sample: observation windows, action chunks, padding. Written once, above all readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.sample import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSpec:
+    """Which steps around an observation a policy sees: ``observation_steps`` ending at it, ``action_horizon`` from it."""
+
+    observation_steps: int = 1
+    action_horizon: int = 1
+
+
+class WindowIndex:
+    """Every step of every chosen episode starts one window; windows are numbered through in episode order.
+
+    ``episodes``: int64 [n], which episodes of the reader take part (a split).
+    """
+
+    def __init__(self, lengths: np.ndarray, episodes: np.ndarray) -> None:
+        self.episodes = np.asarray(episodes, dtype=np.int64)
+        self.ends = np.cumsum(np.asarray(lengths, dtype=np.int64)[self.episodes])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(episode, step) of window ``index``. Raises IndexError outside [0, len)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        row = int(np.searchsorted(self.ends, index, side="right"))
+        start = int(self.ends[row - 1]) if row else 0
+        return int(self.episodes[row]), index - start
+
+
+def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowSpec, keys: Sequence[str]) -> Sample:
+    """Read one sample. ``keys`` are observation keys; images are decoded for the observation window alone."""
+    length = int(reader.lengths[episode])
+    observed = np.arange(step - window.observation_steps + 1, step + 1)
+    start = max(0, step + reader.action_offset)
+    acted = np.arange(start, start + window.action_horizon)
+
+    observation = reader.read(episode, np.clip(observed, 0, length - 1), keys)
+    observation["timestep"] = np.clip(observed, 0, length - 1).astype(np.int32)
+    observation["pad_mask"] = observed >= 0
+    return Sample(
+        observation=observation,
+        action=reader.read(episode, np.minimum(acted, length - 1), ("action",))["action"],
+        action_pad_mask=acted < length,
+        task={"language_instruction": reader.instruction(episode)},
+        dataset_name=reader.description.name,
+    )

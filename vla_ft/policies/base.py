@@ -1,0 +1,78 @@
+"""The policy contract: a Model with weights, and a Processor without. Trainer, planner and server know only these."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla_ft.data.sample import Sample
+from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.data.windows import WindowSpec
+
+Batch = dict[str, Tensor]
+"""Tensors with the batch dimension first, ready for the model. Keys are the policy's own."""
+
+
+@dataclass
+class Loss:
+    """What a training step returns: the scalar to differentiate, and named detached scalars to log."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Model(nn.Module, ABC):
+    """Single-device code. Engines (DDP, FSDP2, DeepSpeed) are applied from outside."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Loss:
+        """Training loss of a batch. Randomness comes from torch's default generator alone."""
+
+    @abstractmethod
+    def sample(self, batch: Batch) -> Tensor:
+        """Normalised action chunk float [B, horizon, A]. Never reads targets that the batch may carry."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Named parts (``backbone``, ``vlm``, ``action``...), disjoint and complete: freezing, learning rates and the
+        printed counts go by these names."""
+
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The repeated layers, in order: what sharding wraps and activation checkpointing recomputes."""
+
+    def frozen_features(self) -> dict[str, nn.Module]:
+        """Parts whose outputs may be computed once and cached when they are frozen, by name. None by default."""
+        return {}
+
+
+class Processor(ABC):
+    """Samples to batches and normalised actions back to robot units. Holds no weights; workers get a copy."""
+
+    window: WindowSpec
+    """Which steps around an index the policy needs."""
+    keys: tuple[str, ...]
+    """Observation keys it needs (``proprio``, ``image_<camera>``...), in its own order."""
+    statistics: DatasetStatistics
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Normalise and stack samples."""
+
+    @abstractmethod
+    def unnormalize(self, actions: Tensor) -> np.ndarray:
+        """Normalised [..., horizon, A] to robot units, float32."""
+
+
+def count_parameters(groups: dict[str, list[tuple[str, nn.Parameter]]]) -> Iterator[tuple[str, int, int]]:
+    """Yield (group, parameters, trainable parameters), each parameter counted once."""
+    seen: set[int] = set()
+    for name, members in groups.items():
+        fresh = [p for _, p in members if id(p) not in seen]
+        seen.update(id(p) for p in fresh)
+        yield name, sum(p.numel() for p in fresh), sum(p.numel() for p in fresh if p.requires_grad)

@@ -1,0 +1,44 @@
+"""Policies by name. Adding one is a folder and a line here."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol, cast
+
+from torch import nn
+
+from vla_ft.data.sample import DatasetDescription
+from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.errors import unknown
+from vla_ft.policies.base import Model, Processor
+from vla_ft.policies.ledger import Ledger
+
+POLICIES = {"act": "vla_ft.policies.act"}
+
+
+class PolicyPackage(Protocol):
+    """What a policy's package exports."""
+
+    Config: type
+    """A dataclass, checked by ``vla_ft.config``; it is the ``policy`` section's ``model`` part of a recipe."""
+
+    def build_model(self, config: object, description: DatasetDescription) -> Model:
+        """A model with fresh weights for a dataset's cameras and dimensions."""
+        ...
+
+    def build_processor(
+        self, config: object, description: DatasetDescription, statistics: DatasetStatistics
+    ) -> Processor:
+        """The processor of the same configuration."""
+        ...
+
+    def load_weights(self, model: nn.Module, path: str, layout: str) -> Ledger:
+        """Load published or own weights into ``model``, strictly; ``layout`` is a name or ``auto``."""
+        ...
+
+
+def load_policy(name: str) -> PolicyPackage:
+    """The package of a policy, imported on first use. Raises UserError with the nearest name."""
+    if name not in POLICIES:
+        raise unknown("policy", name, POLICIES)
+    return cast(PolicyPackage, importlib.import_module(POLICIES[name]))
