@@ -1,0 +1,1 @@
+"""From a checkpoint to actions in robot units."""
