@@ -22,9 +22,9 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from vla_ft.data.formats.aloha_layout import EPISODE_FILE
 from vla_ft.errors import UserError
 
-EPISODE_FILE = re.compile(r"episode_(\d+)\.hdf5")
 _UNFINISHED = re.compile(r"\.episode-[0-9a-f]{16}\.unfinished")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ROWS_PER_CHUNK = 128
