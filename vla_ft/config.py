@@ -52,6 +52,11 @@ class DataConfig:
     workers: NotNegative = 2
     mock: MockConfig = field(default_factory=MockConfig)
 
+    def reader_options(self) -> dict[str, Any]:
+        """The reader's own options that were given; one that a format does not know is refused by name."""
+        options = {"fps": self.fps, "action_offset": self.action_offset}
+        return {name: value for name, value in options.items() if value is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:

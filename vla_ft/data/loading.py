@@ -9,10 +9,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vla_ft.data.formats.base import EpisodeReader
@@ -20,7 +21,19 @@ from vla_ft.data.order import BatchPlan, shuffled
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
 from vla_ft.data.windows import WindowIndex, WindowSpec, build_sample
 from vla_ft.errors import UserError, nearest
-from vla_ft.policies.base import Batch, Processor
+
+Batch = dict[str, Tensor]
+
+
+class Collator(Protocol):
+    """What a policy's processor tells the loader: which steps and keys it needs, and how samples become a batch."""
+
+    window: WindowSpec
+    keys: tuple[str, ...]
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Normalise and stack samples."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ class _Planned:
 class _Collate:
     """The processor's collation, in the worker; it lets failures pass."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Collator) -> None:
         self.processor = processor
 
     def __call__(self, samples: list[Sample] | Failure) -> Batch | Failure:
@@ -121,7 +134,7 @@ class _Collate:
 def build_loader(
     reader: EpisodeReader,
     episodes: np.ndarray,
-    processor: Processor,
+    processor: Collator,
     plan: BatchPlan,
     *,
     seed: int,
@@ -148,7 +161,7 @@ def build_loader(
 def build_validation_loader(
     reader: EpisodeReader,
     episodes: np.ndarray,
-    processor: Processor,
+    processor: Collator,
     *,
     batch_size: int,
     windows: int | None = None,
@@ -178,7 +191,7 @@ def evenly_spaced(count: int, wanted: int | None) -> np.ndarray:
     return (2 * np.arange(wanted, dtype=np.int64) + 1) * count // (2 * wanted)
 
 
-def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Processor) -> WindowIndex:
+def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Collator) -> WindowIndex:
     known = ("proprio", *(IMAGE_PREFIX + camera for camera in reader.description.cameras))
     for key in processor.keys:
         if key not in known:
@@ -193,7 +206,7 @@ def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Processor) ->
 
 
 def _options(
-    processor: Processor, workers: int, prefetch: int, pin_memory: bool, start_method: str | None
+    processor: Collator, workers: int, prefetch: int, pin_memory: bool, start_method: str | None
 ) -> dict[str, Any]:
     options: dict[str, Any] = {
         "collate_fn": _Collate(processor),
@@ -217,3 +230,5 @@ def _start_worker(number: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C is the trainer's: it ends its workers after the checkpoint that it may still write.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The trainer's own handler would make a worker survive the signal that ends it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import open_dataset
+from vla_ft.data.loading import evenly_spaced
 from vla_ft.data.split import split_episodes
 from vla_ft.data.windows import WindowIndex, build_sample
 from vla_ft.deployment.predictor import Predictor
@@ -41,9 +42,7 @@ def evaluate(config: EvaluationConfig) -> str:
     """Evaluate and return a table as text; raises UserError."""
     predictor = Predictor.load(Path(config.checkpoint), config.device)
     data = predictor.config.data
-    reader = open_dataset(
-        config.data, format=data.format, cameras=data.cameras, fps=data.fps, action_offset=data.action_offset
-    )
+    reader = open_dataset(config.data, format=data.format, cameras=data.cameras, **data.reader_options())
     _refuse_other_robot(predictor, reader)
     episodes = np.arange(len(reader.lengths))
     if config.episodes == "held_out":
@@ -69,7 +68,7 @@ def action_errors(
     """
     processor = predictor.processor
     windows = WindowIndex(reader.lengths, episodes)
-    places = [windows.locate(i) for i in np.unique(np.linspace(0, len(windows) - 1, samples).astype(np.int64))]
+    places = [windows.locate(int(i)) for i in evenly_spaced(len(windows), samples)]
     places = [(episode, step) for episode, step in places if step + reader.action_offset >= 1]
     std = np.maximum(processor.statistics["action"].std, 1e-2)
     totals: dict[str, np.ndarray] = {}

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 
 from vla_ft.config import RunConfig
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import open_dataset
+from vla_ft.data.loading import Loader, build_loader, build_validation_loader
 from vla_ft.data.mock import write_mock
+from vla_ft.data.order import BatchPlan, shuffled
 from vla_ft.data.split import EpisodeSplit, split_episodes
 from vla_ft.data.statistics import compute_statistics
 from vla_ft.data.windows import WindowIndex
 from vla_ft.errors import UserError
-from vla_ft.policies.base import Processor
+from vla_ft.policies.base import Batch, Processor
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.engines import Engine
 from vla_ft.training.optimizers import Ema, build_optimizer, freeze_parts
@@ -82,6 +86,51 @@ def assemble(config: RunConfig, engine: Engine) -> Run:
     )
 
 
+def training_batches(run: Run, engine: Engine) -> Iterator[Batch]:
+    """This process's batches from the run's position on, endless: ``accumulation`` of them an update."""
+    config = run.state.config
+    plan = BatchPlan(
+        per_device=config.batch.per_device,
+        world=engine.world_size,
+        rank=engine.rank,
+        accumulation=config.batch.accumulation,
+    )
+    loader = build_loader(
+        run.reader,
+        run.split.training,
+        run.processor,
+        plan,
+        seed=config.seed,
+        start=run.state.position,
+        workers=config.data.workers,
+        pin_memory=engine.device.type == "cuda",
+    )
+    return iter(loader)
+
+
+def held_out_loader(run: Run, engine: Engine) -> Loader | None:
+    """This process's share of the held-out windows, the same at every validation; None when none are held out."""
+    if not len(run.split.validation):
+        return None
+    config = run.state.config
+    return build_validation_loader(
+        run.reader,
+        run.split.validation,
+        run.processor,
+        batch_size=config.batch.per_device,
+        windows=config.validation.samples,
+        world=engine.world_size,
+        rank=engine.rank,
+        workers=min(1, config.data.workers),
+    )
+
+
+def places_of(run: Run, positions: Sequence[int]) -> list[tuple[int, int]]:
+    """(episode, step) of global positions in the training order."""
+    windows = shuffled(np.asarray(positions), len(run.training_windows), run.state.config.seed)
+    return [run.training_windows.locate(int(window)) for window in windows]
+
+
 def _open(config: RunConfig, engine: Engine) -> tuple[EpisodeReader, str]:
     data = config.data
     path = data.path
@@ -89,10 +138,7 @@ def _open(config: RunConfig, engine: Engine) -> tuple[EpisodeReader, str]:
         folder = Path(config.output) / "mock"
         _on_main(engine, lambda: write_mock(folder, data.mock))
         path = str(folder)
-    reader = open_dataset(
-        path, format=data.format, cameras=data.cameras, fps=data.fps, action_offset=data.action_offset
-    )
-    return reader, path
+    return open_dataset(path, format=data.format, cameras=data.cameras, **data.reader_options()), path
 
 
 def _on_main(engine: Engine, make: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vla_ft.checkpoints import CONFIGURATION, write_json
 from vla_ft.config import RunConfig
-from vla_ft.training.assembly import Run, assemble, held_out_batches, training_batches
+from vla_ft.training.assembly import Run, assemble, held_out_loader, training_batches
 from vla_ft.training.banner import print_banner
 from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_writer
 from vla_ft.training.engines import Engine, build_engine
@@ -72,7 +72,7 @@ def _restore(run: Run, start: Path | None, engine: Engine, console: Console) -> 
 def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: Engine, console: Console) -> Report:
     state, config = run.state, run.state.config
     module = engine.wrap(state.model)
-    batches = training_batches(run, engine)
+    batches, held_out = training_batches(run, engine), held_out_loader(run, engine)
     restore_generators(generators)  # only now: making the loader's iterator may draw random numbers
     scalars: dict[str, float] = {}
     stop = False
@@ -85,8 +85,8 @@ def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: 
             due = _due(state.step, config, stop)
             line.update(state.step, losses["loss"], due["log"])
             scalars = _scalars(run, losses, line) if due["log"] else {}
-            if due["validation"] and len(run.validation_windows):
-                scalars |= validate(run, held_out_batches(run, engine), engine)
+            if due["validation"] and held_out is not None:
+                scalars |= validate(run, held_out, engine)
             if tracker is not None and scalars:
                 tracker.write(state.step, scalars)
             if due["checkpoint"]:

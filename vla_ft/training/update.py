@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch
-from vla_ft.training.assembly import Run
+from vla_ft.training.assembly import Run, places_of
 from vla_ft.training.engines import Engine, forward
 from vla_ft.training.optimizers import schedule_factor, set_learning_rates
 
@@ -54,7 +54,7 @@ def update(
 
 def _not_finite(run: Run, seen: dict[str, float]) -> UserError:
     state = run.state
-    places = run.order.locate(range(state.position, state.position + run.global_batch))
+    places = places_of(run, range(state.position, state.position + run.global_batch))
     shown = ", ".join(f"{run.reader.name_of(episode)} step {step}" for episode, step in places[:4])
     numbers = ", ".join(f"{name} {value:g}" for name, value in seen.items())
     return UserError(

@@ -55,8 +55,9 @@ def _sums(model: Model, processor: Processor, batch: Batch, precision: str, devi
 
 
 def _means(totals: dict[str, float], engine: Engine) -> dict[str, float]:
-    names = sorted(totals)
-    summed = engine.sum(torch.tensor([totals[name] for name in names], dtype=torch.float64, device=engine.device)).tolist()
+    names = engine.broadcast(sorted(totals))  # a process may hold no window at all; the main one always does
+    sums = torch.tensor([totals.get(name, 0.0) for name in names], dtype=torch.float64, device=engine.device)
+    summed = engine.sum(sums).tolist()
     whole = dict(zip(names, summed, strict=True))
     samples, steps = whole.pop("samples"), whole.pop("steps")
     return {
