@@ -9,11 +9,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vla_ft.data.formats.base import EpisodeReader
@@ -21,19 +20,7 @@ from vla_ft.data.order import BatchPlan, shuffled
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
 from vla_ft.data.windows import WindowIndex, WindowSpec, build_sample
 from vla_ft.errors import UserError, nearest
-
-Batch = dict[str, Tensor]
-
-
-class Collator(Protocol):
-    """What a policy's processor tells the loader: which steps and keys it needs, and how samples become a batch."""
-
-    window: WindowSpec
-    keys: tuple[str, ...]
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Normalise and stack samples."""
-        ...
+from vla_ft.policies.base import Batch, Processor
 
 
 @dataclass(frozen=True)
@@ -119,7 +106,7 @@ class _Planned:
 class _Collate:
     """The processor's collation, in the worker; it lets failures pass."""
 
-    def __init__(self, processor: Collator) -> None:
+    def __init__(self, processor: Processor) -> None:
         self.processor = processor
 
     def __call__(self, samples: list[Sample] | Failure) -> Batch | Failure:
@@ -134,7 +121,7 @@ class _Collate:
 def build_loader(
     reader: EpisodeReader,
     episodes: np.ndarray,
-    processor: Collator,
+    processor: Processor,
     plan: BatchPlan,
     *,
     seed: int,
@@ -161,7 +148,7 @@ def build_loader(
 def build_validation_loader(
     reader: EpisodeReader,
     episodes: np.ndarray,
-    processor: Collator,
+    processor: Processor,
     *,
     batch_size: int,
     windows: int | None = None,
@@ -191,7 +178,7 @@ def evenly_spaced(count: int, wanted: int | None) -> np.ndarray:
     return (2 * np.arange(wanted, dtype=np.int64) + 1) * count // (2 * wanted)
 
 
-def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Collator) -> WindowIndex:
+def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Processor) -> WindowIndex:
     known = ("proprio", *(IMAGE_PREFIX + camera for camera in reader.description.cameras))
     for key in processor.keys:
         if key not in known:
@@ -206,7 +193,7 @@ def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Collator) -> 
 
 
 def _options(
-    processor: Collator, workers: int, prefetch: int, pin_memory: bool, start_method: str | None
+    processor: Processor, workers: int, prefetch: int, pin_memory: bool, start_method: str | None
 ) -> dict[str, Any]:
     options: dict[str, Any] = {
         "collate_fn": _Collate(processor),
@@ -230,5 +217,3 @@ def _start_worker(number: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C is the trainer's: it ends its workers after the checkpoint that it may still write.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The trainer's own handler would make a worker survive the signal that ends it.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
