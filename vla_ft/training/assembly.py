@@ -135,9 +135,7 @@ def _open(config: RunConfig, engine: Engine) -> tuple[EpisodeReader, str]:
     data = config.data
     path = data.path
     if path == MOCK:
-        folder = Path(config.output) / "mock"
-        _on_main(engine, lambda: write_mock(folder, data.mock))
-        path = str(folder)
+        path = str(_on_main(engine, lambda: write_mock(Path(config.output), data.mock)))
     return open_dataset(path, format=data.format, cameras=data.cameras, **data.reader_options()), path
 
 

@@ -55,7 +55,7 @@ def launch(command: Sequence[str], processes: int) -> int:
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
     failed: int | None = None
     deadline = float("inf")
-    while any(child.poll() is None for child in children):
+    while None in [child.poll() for child in children]:
         codes = [child.returncode for child in children if child.returncode]
         if codes and failed is None:
             failed = codes[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _start_wandb(folder: Path, config: LoggingConfig, run: dict[str, Any]) -> An
 
     identity = folder / "wandb_id"
     if not identity.is_file():
-        identity.write_text(wandb.util.generate_id())
+        identity.write_text(uuid.uuid4().hex[:8])
     return wandb.init(
         dir=str(folder),
         mode=config.wandb,

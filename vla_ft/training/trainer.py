@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def train(config: RunConfig, console: Console | None = None) -> Report:
     if config.deterministic:
         use_deterministic_kernels()
     engine = build_engine(config.device)
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 110)
     store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint.keep_last)
     with ExitStack() as stack:
         stack.callback(engine.close)
