@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,18 @@ from vla_ft.data.order import BatchPlan, shuffled
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
 from vla_ft.data.windows import WindowIndex, WindowSpec, build_sample
 from vla_ft.errors import UserError, nearest
-from vla_ft.policies.base import Batch, Processor
+
+Batch = dict[str, torch.Tensor]
+
+
+class Collator(Protocol):
+    """What loading needs of a policy's Processor: which steps and keys to read, and how samples become a batch."""
+
+    window: WindowSpec
+    keys: tuple[str, ...]
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Normalise and stack samples; runs in the workers."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class TrainingStream(WindowDataset):
         return [self.index.locate(int(w)) for w in shuffled(np.asarray(numbers), len(self.index), self.seed)]
 
 
-class Loader(DataLoader[Batch]):
+class Loader(DataLoader[Any]):
     """A DataLoader that raises a worker's UserError in its own words and leaves torch's default generator alone."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -106,7 +117,7 @@ class _Planned:
 class _Collate:
     """The processor's collation, in the worker; it lets failures pass."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Collator) -> None:
         self.processor = processor
 
     def __call__(self, samples: list[Sample] | Failure) -> Batch | Failure:
@@ -121,7 +132,7 @@ class _Collate:
 def build_loader(
     reader: EpisodeReader,
     episodes: np.ndarray,
-    processor: Processor,
+    processor: Collator,
     plan: BatchPlan,
     *,
     seed: int,
@@ -148,7 +159,7 @@ def build_loader(
 def build_validation_loader(
     reader: EpisodeReader,
     episodes: np.ndarray,
-    processor: Processor,
+    processor: Collator,
     *,
     batch_size: int,
     windows: int | None = None,
@@ -178,7 +189,7 @@ def evenly_spaced(count: int, wanted: int | None) -> np.ndarray:
     return (2 * np.arange(wanted, dtype=np.int64) + 1) * count // (2 * wanted)
 
 
-def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Processor) -> WindowIndex:
+def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Collator) -> WindowIndex:
     known = ("proprio", *(IMAGE_PREFIX + camera for camera in reader.description.cameras))
     for key in processor.keys:
         if key not in known:
@@ -193,7 +204,7 @@ def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Processor) ->
 
 
 def _options(
-    processor: Processor, workers: int, prefetch: int, pin_memory: bool, start_method: str | None
+    processor: Collator, workers: int, prefetch: int, pin_memory: bool, start_method: str | None
 ) -> dict[str, Any]:
     options: dict[str, Any] = {
         "collate_fn": _Collate(processor),
