@@ -94,7 +94,7 @@ def _write_episode(folder: Path, config: MockConfig, episode: int) -> None:
     qpos = rng.normal(scale=0.1, size=config.action_dim)
     scene = _Scene(rng, place, config)
     attributes = {"fps": 50.0, "language_instruction": "move to the disc"}
-    size = {camera: config.image_size for camera in config.cameras}
+    size = dict.fromkeys(config.cameras, config.image_size)
     with EpisodeWriter(folder, cameras=size, sim=True, compress=config.compress, attributes=attributes) as writer:
         for _ in range(length):
             action = _action(qpos, goal)

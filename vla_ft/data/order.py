@@ -21,8 +21,8 @@ def shuffled(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Window index int64 of each global position: every run of ``size`` positions (an epoch) visits each window once.
 
     Each epoch's permutation is a Feistel network over 2^(2b) >= ``size`` values, keyed by (seed, epoch); results
-    outside the range are put through again until they fall inside (cycle walking: Black and Rogaway, Ciphers with Arbitrary
-    Finite Domains, 2002). Memory and time do not depend on ``size``.
+    outside the range are put through again until they fall inside (cycle walking: Black and Rogaway, Ciphers
+    with Arbitrary Finite Domains, 2002). Memory and time do not depend on ``size``.
     """
     if size < 1:
         raise ValueError("no windows to order")

@@ -31,7 +31,7 @@ def split_episodes(
     if count < 1:
         raise UserError("The dataset has no episodes; expected at least one to train on.")
     if validation is None:
-        chosen = _hashed_order(count, seed)[: _held_out(count, fraction)]
+        chosen = set(_hashed_order(count, seed)[: _held_out(count, fraction)])
     else:
         chosen = _checked_list(count, validation)
     held = np.array(sorted(chosen), dtype=np.int64)
