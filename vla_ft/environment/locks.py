@@ -137,7 +137,9 @@ def changes(old: Iterable[Pin], new: Iterable[Pin]) -> list[str]:
         elif before[name].version != after[name].version:
             lines.append(f"~ {name} {before[name].version} -> {after[name].version}")
         elif set(before[name].hashes) != set(after[name].hashes):
-            lines.append(f"# {name} {after[name].version}: {len(before[name].hashes)} -> {len(after[name].hashes)} hashes")
+            lines.append(
+                f"# {name} {after[name].version}: {len(before[name].hashes)} -> {len(after[name].hashes)} hashes"
+            )
     return lines
 
 
