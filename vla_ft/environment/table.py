@@ -20,7 +20,7 @@ else:  # host tools also run on Python 3.10
     import tomli as tomllib
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-"""The folder that holds ``envs/``: the clone on a host, ``/opt/vla_ft`` in an image (the install is editable in both)."""
+"""The folder that holds ``envs/``: the clone on a host, ``/opt/vla_ft`` in an image (both installs are editable)."""
 
 ENVIRONMENTS = REPOSITORY / "envs"
 
@@ -116,6 +116,12 @@ class Environment:
         return self.folder / "requirements.lock"
 
     @property
+    def torch_wheel(self) -> str:
+        """File name of torch's wheel, as every index and wheel folder spells it."""
+        tag = "cp" + self.python.replace(".", "")
+        return f"torch-{self.torch}-{tag}-{tag}-manylinux_2_28_x86_64.whl"
+
+    @property
     def lock_hash(self) -> str:
         """First 12 hexadecimal digits of the sha256 of the lock's text: in image tags, labels and stamps."""
         if not self.lock.is_file():
@@ -194,7 +200,7 @@ class Table:
         return [card for card in self.cards if card.environment == name]
 
     def match(self, product: str) -> Card | None:
-        """The card of a product name as NVML reports it, or None. Laptop and MIG products are other cards and match none."""
+        """The card of a product name as NVML reports it, or None (laptop and MIG products are other cards)."""
         wanted = _key(product)
         return next((card for card in self.cards if wanted in map(_key, card.nvml_names)), None)
 
