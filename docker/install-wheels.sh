@@ -21,5 +21,5 @@ fi
 [ -n "${PIP_CACHE_DIR:-}" ] || set -- "$@" --no-cache-dir
 [ ! -s /run/secrets/ca ] || export PIP_CERT=/run/secrets/ca
 [ ! -s /run/secrets/pip_conf ] || export PIP_CONFIG_FILE=/run/secrets/pip_conf
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off PIP_DEFAULT_TIMEOUT=60
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off PIP_DEFAULT_TIMEOUT=60 PYTHONDONTWRITEBYTECODE=1
 exec pip install "$@" -r "$requirements"

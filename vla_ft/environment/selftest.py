@@ -45,8 +45,12 @@ def check_packages(environment: Environment) -> Check:
     pins = locks.read_lock(environment.lock)
     have = locks.installed()
     wrong = locks.differences(pins, have)
-    wrong += [f"{name} is installed and not locked" for name in sorted(set(have) - {pin.name for pin in pins} - NOT_LOCKED)]
-    return Check("packages", not wrong, "; ".join(wrong) or f"{len(pins)} locked versions, lock {environment.lock_hash}")
+    wrong += [
+        f"{name} is installed and not locked" for name in sorted(set(have) - {pin.name for pin in pins} - NOT_LOCKED)
+    ]
+    return Check(
+        "packages", not wrong, "; ".join(wrong) or f"{len(pins)} locked versions, lock {environment.lock_hash}"
+    )
 
 
 def check_torch(environment: Environment) -> Check:
@@ -56,7 +60,9 @@ def check_torch(environment: Environment) -> Check:
     # The default index's build calls itself 2.8.0+cu128 where its file is named 2.8.0.
     expected = {environment.torch, f"{environment.torch}+{environment.name}"}
     right = torch.__version__ in expected and torch.version.cuda == environment.cuda
-    return Check("torch", right, f"torch {torch.__version__}, CUDA {torch.version.cuda}, expected CUDA {environment.cuda}")
+    return Check(
+        "torch", right, f"torch {torch.__version__}, CUDA {torch.version.cuda}, expected CUDA {environment.cuda}"
+    )
 
 
 def check_architectures(environment: Environment) -> Check:
@@ -89,7 +95,9 @@ def check_compiler(environment: Environment) -> Check:
         return Check("compiler", False, "neither cc nor gcc is on PATH; Triton needs one at run time")
     if not environment.cuda:
         return Check("compiler", True, compiler)
-    wanted = sorted({card.compute_capability for card in load_table().cards if environment.holds(card.compute_capability)})
+    wanted = sorted(
+        {card.compute_capability for card in load_table().cards if environment.holds(card.compute_capability)}
+    )
     # Triton starts at sm_80; older cards run eager.
     wanted = [one for one in wanted if one >= (8, 0)]
     compiled = [f"sm_{major}{minor}" for major, minor in wanted if _compile_kernel(major * 10 + minor)]
@@ -122,7 +130,7 @@ def check_attention(backend: str) -> Check:
         importlib.import_module("torch.nn.attention.flex_attention")
         return Check(name, True, "imports")
     q = torch.randn(1, 2, 8, 16, generator=torch.Generator().manual_seed(0))
-    error = (_attend(backend, q) - _attend("eager", q)).abs().max().item()
+    error = (_attend(backend, q) - _attend("eager", q.double())).abs().max().item()
     return Check(name, error < 1e-5, f"computes; differs from the formula by {error:.1e}")
 
 
@@ -148,10 +156,11 @@ def check_gpu(index: int, environment: Environment, backends: list[str]) -> Iter
     # TF32 is off by default, so this is single precision: 256 products of unit normals differ by far less than 1e-2.
     yield Check(f"gpu {index} matmul", error < 1e-2, f"differs from the CPU by {error:.1e}")
     q = torch.randn(2, 4, 128, 64, generator=generator).to(f"cuda:{index}", torch.float16)
+    exact = _attend("eager", q.cpu().double())
     for backend in backends:
         if backend == "flash_attention_2" and capability < (8, 0):
             continue
-        error = (_attend(backend, q).float() - _attend("eager", q.float())).abs().max().item()
+        error = (_attend(backend, q).cpu().double() - exact).abs().max().item()
         yield Check(f"gpu {index} {backend}", error < 1e-2, f"differs from the formula by {error:.1e}")
 
 

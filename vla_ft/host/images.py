@@ -207,7 +207,9 @@ def explain(output: str, base: str | None, log: Path) -> Exception:
     if "THESE PACKAGES DO NOT MATCH THE HASHES" in output:
         return BuildFailed(f"A downloaded file is not the one that the lock names. Nothing was installed. Log: {log}.")
     if "No space left on device" in output or "no space left on device" in output:
-        return UserError("The disk of the Docker engine is full. Free some with `docker builder prune`, then build again.")
+        return UserError(
+            "The disk of the Docker engine is full. Free some with `docker builder prune`, then build again."
+        )
     if "CERTIFICATE_VERIFY_FAILED" in output:
         return UserError(
             "A download failed because its certificate is not trusted. If your site signs its own, give the file of its "
@@ -235,7 +237,9 @@ def selftest(image: str, echo: Echo = print) -> dict[str, Any]:
     except docker.errors.APIError as error:
         if not gpus:
             raise
-        echo(f"The engine cannot hand over this machine's cards ({error.explanation}); the self-test runs without them.")
+        echo(
+            f"The engine cannot hand over this machine's cards ({error.explanation}); the self-test runs without them."
+        )
         finished = containers.run_isolated(image, words)
     try:
         report: dict[str, Any] = json.loads(finished.output.splitlines()[-1])
@@ -249,4 +253,6 @@ def selftest(image: str, echo: Echo = print) -> dict[str, Any]:
 
 def report_lines(report: dict[str, Any]) -> list[str]:
     """A self-test's report for people, one line a check."""
-    return [f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['detail']}" for check in report["checks"]]
+    return [
+        f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['detail']}" for check in report["checks"]
+    ]
