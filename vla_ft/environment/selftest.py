@@ -1,7 +1,7 @@
 """An image proves itself: ``python -m vla_ft.environment.selftest [--environment NAME] [--attention A,B] [--json]``.
 
-Runs inside an environment. Without a card it shows that the image holds what its label says and code for its cards; with
-one it also computes on it. Exit code 1 when a check fails.
+Runs inside an environment. Without a card it shows that the image holds what its label says and code for its cards;
+with one it also computes on it. Exit code 1 when a check fails.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 from vla_ft.environment import locks
 from vla_ft.environment.table import Environment, load_table
 
-NOT_LOCKED = {"pip", "setuptools", "vla-ft", "flash-attn"}
-"""What may be installed beside the lock: the venv's own tools, this project, and flash-attn, which is pinned in the table."""
+NOT_LOCKED = {"pip", "vla-ft", "flash-attn"}
+"""What may be installed beside the lock: pip, this project, and flash-attn, which the table pins."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def check_libraries(environment: Environment) -> Check:
 
 
 def check_compiler(environment: Environment) -> Check:
-    """A C compiler is there for Triton's launcher, and with CUDA a kernel compiles for every card of the environment."""
+    """A C compiler is there for Triton's launcher; with CUDA, a kernel compiles for every card of the environment."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return Check("compiler", False, "neither cc nor gcc is on PATH; Triton needs one at run time")

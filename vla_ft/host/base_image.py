@@ -1,7 +1,7 @@
 """A base image made on the spot, for sites that can pull none: Debian bookworm with Python 3.11 and a C compiler.
 
-Needs root and ``debootstrap``, which fetches from the machine's usual Debian mirror or from ``--mirror``. The image holds
-what ``docker/install-system.sh`` would otherwise install, so builds on it ask no Debian mirror.
+Needs root and ``debootstrap``, which fetches from the machine's usual Debian mirror or from ``--mirror``. The image
+holds what ``docker/install-system.sh`` would otherwise install, so builds on it ask no Debian mirror.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def bootstrap_command(folder: Path, mirror: str | None) -> list[str]:
 def make(tag: str = TAG, mirror: str | None = None, echo: Callable[[str], None] = print) -> str:
     """Make the base image and return its id.
 
-    Raises UserError without root, debootstrap or an engine, and when the packages cannot be fetched; nothing is left behind.
+    Raises UserError without root, debootstrap or an engine, and when packages cannot be fetched; nothing is left.
     """
     if os.geteuid() != 0:
         raise UserError("debootstrap needs root, because it makes a root file system. Run `sudo -E invoke base`.")

@@ -75,7 +75,7 @@ def merged(text: str, values: Mapping[str, str]) -> str:
 
 
 def use(environment: Environment, repository: Path = REPOSITORY) -> dict[str, str]:
-    """Point compose at an environment's image: write ``.env`` and make the folders that it mounts. Returns what was set."""
+    """Point compose at an environment's image: write ``.env``, make the mounted folders. Returns what was set."""
     path = repository / ".env"
     before = read_env(path)
     values = settings(environment, caller(), before.get("COMPOSE_FILE", ""))

@@ -76,7 +76,7 @@ class Finished:
 def run_isolated(
     name: str, command: Sequence[str], *, user: str = "54321:54321", gpus: bool = False, timeout: float = 900
 ) -> Finished:
-    """Run a command in a fresh container of an image: no network, read-only root, no capabilities, a user without a name.
+    """Run a command in a fresh container: no network, read-only root, no capabilities, a user without a name.
 
     The arguments replace the image's entry point. Raises docker.errors.APIError when the container cannot start.
     """

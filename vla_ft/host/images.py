@@ -212,8 +212,8 @@ def explain(output: str, base: str | None, log: Path) -> Exception:
         )
     if "CERTIFICATE_VERIFY_FAILED" in output:
         return UserError(
-            "A download failed because its certificate is not trusted. If your site signs its own, give the file of its "
-            "authority with --ca-bundle."
+            "A download failed because its certificate is not trusted. If your site signs its own, give the file of "
+            "its authority with --ca-bundle."
         )
     return BuildFailed(f"The build failed; its last lines are above, all of them in {log}.")
 

@@ -1,7 +1,7 @@
 """Wheels from local folders, staged into the build context for one build.
 
-BuildKit inside Docker 20.10 has no named build contexts, so wheels have to lie inside the repository while an image is
-built: ``docker/wheelhouse/<layer>/``, ignored by git, one folder a layer so that a wheel invalidates its own layer only.
+BuildKit inside Docker 20.10 has no named build contexts, so wheels have to lie inside the repository while an image
+is built: ``docker/wheelhouse/<layer>/``, ignored by git, one folder a layer so that a wheel touches its own layer only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def sha256(path: Path) -> str:
 
 
 def find_wheels(pins: Sequence[Pin], folders: Sequence[Path], echo: Callable[[str], None]) -> list[Path]:
-    """Wheels in ``folders`` that a lock admits; one of the same name and version but another content is named and left."""
+    """Wheels in ``folders`` that a lock admits; one of a locked version but of another content is named and left."""
     wanted = {(pin.name, pin.version): pin for pin in pins}
     found: dict[tuple[str, str], Path] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("*.whl"))):
