@@ -1,0 +1,130 @@
+"""Weights of ACT from files: our own, the original's, LeRobot's, or a torchvision ResNet as a start for the trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from vla_ft.errors import UserError, unknown
+from vla_ft.policies.act.model import Act
+from vla_ft.policies.ledger import Ledger, import_state
+from vla_ft.policies.tensor_files import read_tensors
+
+RENAMES: tuple[tuple[str, str, str | None], ...] = (
+    # ours                        the original                LeRobot
+    ("vision.trunk.", "backbones.0.0.body.", "backbone."),
+    ("vision.project.", "input_proj.", "encoder_img_feat_input_proj."),
+    ("posterior.encoder.", "encoder.", "vae_encoder."),
+    ("posterior.cls_token.", "cls_embed.", "vae_encoder_cls_embed."),
+    ("posterior.project_proprio.", "encoder_joint_proj.", "vae_encoder_robot_state_input_proj."),
+    ("posterior.project_action.", "encoder_action_proj.", "vae_encoder_action_input_proj."),
+    ("posterior.to_latent.", "latent_proj.", "vae_encoder_latent_output_proj."),
+    ("posterior.positions", "pos_table", "vae_encoder_pos_enc"),
+    ("encoder.", "transformer.encoder.", "encoder."),
+    ("decoder.", "transformer.decoder.", "decoder."),
+    ("project_proprio.", "input_proj_robot_state.", "encoder_robot_state_input_proj."),
+    ("project_env_state.", "input_proj_env_state.", "encoder_env_state_input_proj."),
+    ("project_latent.", "latent_out_proj.", "encoder_latent_input_proj."),
+    ("token_positions.", "additional_pos_embed.", "encoder_1d_feature_pos_embed."),
+    ("queries.", "query_embed.", "decoder_pos_embed."),
+    ("action_head.", "action_head.", "action_head."),
+    ("pad_head.", "is_pad_head.", None),
+)
+"""Beginnings of names: one part of the network under its three names."""
+
+LAYOUTS = ("vla_ft", "original", "lerobot", "resnet")
+_SIGNS = {
+    "original": "transformer.encoder.layers.0.linear1.weight",
+    "lerobot": "encoder_latent_input_proj.weight",
+    "vla_ft": "project_latent.weight",
+    "resnet": "layer1.0.conv1.weight",
+}
+"""A tensor that only this layout has."""
+_LEROBOT_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
+_NOWHERE = "(no such part) "
+
+
+def load_weights(model: nn.Module, path: str, layout: str = "auto") -> Ledger:
+    """Copy the weights of a file into an ACT model, strictly, and say what became of each tensor.
+
+    ``layout``: ``vla_ft`` (our own), ``original`` (``policy_*.ckpt`` of tonyzhaozh/act), ``lerobot`` (the
+    ``model.safetensors`` of an ``act`` policy), ``resnet`` (a torchvision ResNet state dict; the trunk alone is
+    loaded) or ``auto``. Number of heads and the activation leave no trace in weights: they are the configuration's.
+    Raises UserError on any tensor that does not fit, before anything is changed.
+    """
+    if not isinstance(model, Act):
+        raise UserError(f"These are ACT weights, the model is {type(model).__name__}. Choose policy 'act'.")
+    if layout not in (*LAYOUTS, "auto"):
+        raise unknown("weight layout", layout, (*LAYOUTS, "auto"))
+    state = read_tensors(Path(path))
+    return load_state(model, state, layout if layout != "auto" else detect_layout(state, path), path)
+
+
+def load_state(model: Act, state: Mapping[str, Tensor], layout: str, source: str) -> Ledger:
+    """``load_weights`` from tensors in memory; ``source`` names them in messages."""
+    if layout == "resnet":
+        if model.vision is None:
+            raise UserError(f"{source} holds an image trunk, but this model has no cameras.")
+        return import_state(model.vision.trunk, state, source=source, rename=_rename_resnet)
+    _check_decoder_output(model, layout, source)
+    return import_state(model, state, source=source, rename=rename_for(model, layout))
+
+
+def rename_for(model: Act, layout: str) -> Callable[[str], str | None]:
+    """The function from a file's tensor name to the model's, or to None where the tensor is knowingly unused."""
+    if layout == "vla_ft":
+        return lambda key: key
+    column = {"original": 1, "lerobot": 2}[layout]
+    table = [(row[column], row[0]) for row in RENAMES]
+
+    def rename(key: str) -> str | None:
+        bare = key.removeprefix("model.")
+        if bare.endswith("num_batches_tracked") or (layout == "lerobot" and bare.startswith(_LEROBOT_STATISTICS)):
+            return None
+        for foreign, ours in table:
+            if foreign is not None and bare.startswith(foreign):
+                name = ours + bare.removeprefix(foreign)
+                return None if layout == "original" and _is_dead(name, model) else name
+        return _NOWHERE + key
+
+    return rename
+
+
+def detect_layout(state: Iterable[str], source: str) -> str:
+    """Which layout a file's tensor names show."""
+    names = {key.removeprefix("model.") for key in state}
+    for layout, sign in _SIGNS.items():
+        if sign in names:
+            return layout
+    shown = ", ".join(sorted(names)[:4]) or "nothing"
+    raise UserError(f"{source} holds {shown}...: no ACT model and no ResNet. Known layouts: {', '.join(LAYOUTS)}.")
+
+
+def _is_dead(name: str, model: Act) -> bool:
+    """Parts of the original that its predictions never depend on, and that ``model`` leaves out."""
+    if name.startswith("pad_head."):
+        return model.pad_head is None
+    # The original reads its first decoder layer: a model of one layer is the same function.
+    return (
+        name.startswith("decoder.layers.")
+        and model.config.decoder_layers == 1
+        and not name.startswith("decoder.layers.0.")
+    )
+
+
+def _check_decoder_output(model: Act, layout: str, source: str) -> None:
+    """The weights cannot show which decoder layer was read; a wrong one would load and predict noise."""
+    read = {"original": "first", "lerobot": "last"}.get(layout)
+    config = model.config
+    if read is not None and config.decoder_layers > 1 and config.decoder_output != read:
+        raise UserError(
+            f"{source} was trained reading the {read} decoder layer, the configuration reads the "
+            f"{config.decoder_output} of {config.decoder_layers}. Set decoder_output={read}"
+            + (" (or decoder_layers=1, the same function)." if layout == "original" else ".")
+        )
+
+
+def _rename_resnet(key: str) -> str | None:
+    return None if key.startswith("fc.") or key.endswith("num_batches_tracked") else key

@@ -1,0 +1,176 @@
+"""ACT: a chunk of actions from one look at the cameras and joints, as published and in LeRobot's form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vla_ft.data.sample import IMAGE_PREFIX
+from vla_ft.nn.detr import Decoder, Encoder, xavier_uniform_
+from vla_ft.nn.resnet import ResNet
+from vla_ft.policies.act.config import Config
+from vla_ft.policies.act.posterior import PosteriorEncoder, kl_divergence
+from vla_ft.policies.act.vision import VisionTokens
+from vla_ft.policies.base import Batch, Loss, Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimensions:
+    """What a robot and its cameras decide. Zero leaves that input out; a model needs at least one."""
+
+    cameras: tuple[str, ...]
+    action: int
+    proprio: int
+    env_state: int = 0
+
+
+class Act(Model):
+    """DETR-VAE over tokens [latent, proprioception, environment state, images].
+
+    Batch: ``image_<camera>`` uint8 [B, H, W, 3], ``proprio`` [B, P], and for the loss ``action`` [B, K, A] with
+    ``action_pad_mask`` bool [B, K] (True where real); ``env_state`` [B, E] where the dimensions have one. Numbers are
+    normalised. ``trunk`` replaces the configured ResNet; it states its channels as ``out_channels``.
+    """
+
+    def __init__(self, config: Config, dimensions: Dimensions, trunk: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.dimensions = dimensions
+        shape, dim = config.layer_shape, config.hidden_dim
+        self.vision = self._build_vision(trunk) if dimensions.cameras else None
+        self.posterior = self._build_posterior() if config.use_vae else None
+        self.project_latent = nn.Linear(config.latent_dim, dim)
+        self.project_proprio = nn.Linear(dimensions.proprio, dim) if dimensions.proprio else None
+        self.project_env_state = nn.Linear(dimensions.env_state, dim) if dimensions.env_state else None
+        self.token_positions = nn.Embedding(1 + bool(dimensions.proprio) + bool(dimensions.env_state), dim)
+        self.encoder = Encoder(shape, config.encoder_layers)
+        self.decoder = Decoder(shape, config.decoder_layers)
+        self.queries = nn.Embedding(config.chunk_size, dim)
+        self.action_head = nn.Linear(dim, dimensions.action)
+        # As published, no loss reads this head: frozen, it stays what it was, and DDP does not wait for its gradient.
+        self.pad_head = nn.Linear(dim, 1).requires_grad_(False) if config.pad_head else None
+        xavier_uniform_(self.encoder)
+        xavier_uniform_(self.decoder)
+
+    def _build_vision(self, trunk: nn.Module | None) -> VisionTokens:
+        config = self.config
+        trunk = ResNet(config.backbone, config.dilation) if trunk is None else trunk
+        channels = int(trunk.out_channels)  # type: ignore[arg-type]
+        return VisionTokens(trunk, channels, config.hidden_dim, config.camera_layout, config.image_size)
+
+    def _build_posterior(self) -> PosteriorEncoder:
+        config = self.config
+        return PosteriorEncoder(
+            config.layer_shape,
+            config.vae_encoder_layers,
+            chunk_size=config.chunk_size,
+            action_dim=self.dimensions.action,
+            proprio_dim=self.dimensions.proprio,
+            latent_dim=config.latent_dim,
+        )
+
+    def observe(self, batch: Batch) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor]]:
+        """Image tokens [B, N, D], their positions [1, N, D], and the numeric tokens, each [B, D]."""
+        numeric = []
+        if self.project_proprio is not None:
+            numeric.append(self.project_proprio(batch["proprio"]))
+        if self.project_env_state is not None:
+            numeric.append(self.project_env_state(batch["env_state"]))
+        if self.vision is None:
+            return None, None, numeric
+        images = [self.vision.prepare(batch[IMAGE_PREFIX + camera]) for camera in self.dimensions.cameras]
+        return *self.vision(images), numeric
+
+    def encode(self, batch: Batch, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """The memory that actions are read from [B, L, D], and its positions [1, L, D], given ``latent`` [B, Z]."""
+        images, places, numeric = self.observe(batch)
+        tokens = torch.stack([self.project_latent(latent), *numeric], dim=1)
+        positions = self.token_positions.weight.unsqueeze(0)
+        if images is not None and places is not None:
+            tokens = torch.cat((tokens, images), dim=1)
+            positions = torch.cat((positions, places), dim=1)
+        return self.encoder(tokens, positions), positions
+
+    def decode(self, memory: Tensor, positions: Tensor) -> Tensor:
+        """The decoder output [B, K, D] that the configuration reads.
+
+        With ``decoder_output: first`` the layers after the first are still computed in training, as published: their
+        gradient is then zero, not absent, which AdamW's weight decay and DDP both see.
+        """
+        first = self.config.decoder_output == "first"
+        queries = self.queries.weight.unsqueeze(0)
+        target = torch.zeros_like(queries).expand(memory.shape[0], -1, -1)
+        depth = 1 if first and not torch.is_grad_enabled() else None
+        return self.decoder(target, queries, memory, positions, depth)[0 if first else -1]
+
+    def predict(self, batch: Batch, latent: Tensor) -> Tensor:
+        """Normalised action chunk [B, K, A] for a given ``latent`` [B, Z]."""
+        return self.action_head(self.decode(*self.encode(batch, latent)))
+
+    def forward(self, batch: Batch) -> Loss:
+        """Action loss plus weighted KL. Metrics: ``l1`` (or ``l2``), and ``kl`` where a posterior was used."""
+        return self.loss(batch)
+
+    def loss(self, batch: Batch, noise: Tensor | None = None) -> Loss:
+        """``forward`` with the latent noise [B, Z] given; None draws it from torch's default generator."""
+        config = self.config
+        action = batch["action"][:, : config.chunk_size]
+        real = batch["action_pad_mask"][:, : config.chunk_size]
+        metrics = {}
+        if self.posterior is None or not (self.training or config.eval_latent == "posterior"):
+            latent, penalty = self._zero_latent(action.shape[0]), None
+        else:
+            mean, log_variance = self.posterior(action, real, batch.get("proprio"))
+            noise = torch.randn_like(mean) if noise is None else noise
+            latent = mean + (log_variance / 2).exp() * noise
+            penalty = self._kl(mean.float(), log_variance.float())
+            metrics["kl"] = penalty.detach()
+        error = self._action_error(self.predict(batch, latent), action, real)
+        metrics[config.action_loss] = error.detach()
+        return Loss(error if penalty is None else error + config.kl_weight * penalty, metrics)
+
+    def sample(self, batch: Batch) -> Tensor:
+        """Normalised action chunk [B, K, A] with the latent at zero, the mean of the prior."""
+        if self.dimensions.proprio:
+            observed = "proprio"
+        else:
+            observed = IMAGE_PREFIX + self.dimensions.cameras[0] if self.dimensions.cameras else "env_state"
+        return self.predict(batch, self._zero_latent(batch[observed].shape[0]))
+
+    def _zero_latent(self, batch_size: int) -> Tensor:
+        return self.project_latent.weight.new_zeros(batch_size, self.config.latent_dim)
+
+    def _kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        divergence = kl_divergence(mean, log_variance)
+        summed = self.config.kl_reduction == "sum"
+        return (divergence.sum(1) if summed else divergence.mean(1)).mean()
+
+    def _action_error(self, predicted: Tensor, action: Tensor, real: Tensor) -> Tensor:
+        difference = predicted.float() - action.float()
+        error = difference.abs() if self.config.action_loss == "l1" else difference.square()
+        error = error * real.unsqueeze(-1)
+        if self.config.loss_reduction == "all":
+            return error.mean()
+        return error.sum() / (real.sum() * error.shape[-1]).clamp(min=1)
+
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """``backbone``: the image trunk, which the published code gives its own learning rate; ``action``: the rest."""
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"backbone": [], "action": []}
+        for name, parameter in self.named_parameters():
+            groups["backbone" if name.startswith("vision.trunk.") else "action"].append((name, parameter))
+        return groups
+
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks of the trunk, then the layers of posterior, encoder and decoder."""
+        trunk = self.vision.trunk if self.vision is not None else None
+        found: list[nn.Module] = trunk.blocks() if isinstance(trunk, ResNet) else []
+        if self.posterior is not None:
+            found += list(self.posterior.encoder.layers)
+        return [*found, *self.encoder.layers, *self.decoder.layers]
+
+    def frozen_features(self) -> dict[str, nn.Module]:
+        """The image trunk: without augmentation its output depends on the image alone."""
+        return {} if self.vision is None else {"backbone": self.vision.trunk}
