@@ -138,19 +138,21 @@ def remove_run(container: Container) -> None:
     container.remove(v=True)
 
 
-def tag(source: str, target: str) -> None:
-    """Give an image a further name."""
-    repository, _, version = target.rpartition(":")
-    if not client().images.get(source).tag(repository, version):
-        raise RuntimeError(f"Docker did not tag {source} as {target}")
-
-
-def untag(name: str) -> None:
-    """Take a name from an image that has another one; nothing happens when the name is not there."""
+def rename(source: str, target: str) -> Image:
+    """Move the name ``source`` to ``target``; an image that had ``target`` is removed unless something still uses it."""
     import docker
 
-    with contextlib.suppress(docker.errors.ImageNotFound):
-        client().images.remove(name, noprune=True)
+    images = client().images
+    before = image(target)
+    found = images.get(source)
+    repository, _, version = target.rpartition(":")
+    found.tag(repository, version)
+    images.remove(source, noprune=True)
+    if before is not None and before.id != found.id:
+        # Containers or further names may hold the old one: then it stays.
+        with contextlib.suppress(docker.errors.APIError):
+            images.remove(before.id)
+    return images.get(target)
 
 
 def label(attributes: Mapping[str, Any], name: str) -> str:

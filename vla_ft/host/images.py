@@ -145,7 +145,7 @@ def build(environment: Environment, options: Options | None = None, echo: Echo =
     echo(chosen.reason)
     for entry in environment.unverified:
         echo(f"Not checked by this project: {entry.what} ({entry.source}).")
-    candidate = labels.candidate_name(environment.name)
+    candidate, name = labels.candidate_name(environment.name), labels.image_name(environment.name)
     build_arguments = arguments(environment, load_table(), chosen, revision())
     words = command(candidate, build_arguments, build_secrets, options.base)
     folder = EVIDENCE / environment.name
@@ -159,23 +159,23 @@ def build(environment: Environment, options: Options | None = None, echo: Echo =
     build_seconds = time.monotonic() - started
 
     started = time.monotonic()
-    report = selftest(candidate, echo)
-    (folder / "selftest.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    report = _proved(candidate, name, folder / "selftest.json", echo)
     selftest_seconds = time.monotonic() - started
+    megabytes = containers.rename(candidate, name).attrs["Size"] / 1e6
+    return Built(name, environment, chosen.backends, megabytes, build_seconds, selftest_seconds, report)
+
+
+def _proved(candidate: str, name: str, path: Path, echo: Echo) -> dict[str, Any]:
+    """The candidate's self-test report, kept at ``path`` and shown. Raises BuildFailed when a check failed."""
+    report = selftest(candidate, echo)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for line in report_lines(report):
         echo(line)
-    name = labels.image_name(environment.name)
     if not report["passed"]:
         raise BuildFailed(
-            f"The self-test failed, so {name} stays what it was. The failed image is {candidate}, "
-            f"its report {folder / 'selftest.json'}."
+            f"The self-test failed, so {name} stays what it was. The failed image is {candidate}, its report {path}."
         )
-    containers.tag(candidate, name)
-    containers.untag(candidate)
-    found = containers.image(name)
-    assert found is not None
-    megabytes = found.attrs["Size"] / 1e6
-    return Built(name, environment, chosen.backends, megabytes, build_seconds, selftest_seconds, report)
+    return report
 
 
 def _run(words: Sequence[str], log: Path, base: str | None, echo: Echo) -> None:
