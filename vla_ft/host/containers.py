@@ -139,7 +139,7 @@ def remove_run(container: Container) -> None:
 
 
 def rename(source: str, target: str) -> Image:
-    """Move the name ``source`` to ``target``; an image that had ``target`` is removed unless something still uses it."""
+    """Move the name ``source`` to ``target``; the image that had ``target`` goes unless something still uses it."""
     import docker
 
     images = client().images
