@@ -1,4 +1,4 @@
-"""Runs every check on a machine's facts. ``invoke doctor`` prints the result; nothing here asks the machine anything."""
+"""Runs every check on a machine's facts: what `invoke doctor` prints. Nothing here asks the machine anything."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ that are not at hand. Gathering never raises: what could not be learned is itsel
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
-import os
 import platform
 import shutil
 from dataclasses import dataclass, field
@@ -104,27 +104,26 @@ def gather(repository: Path = REPOSITORY) -> Facts:
         gpus=gather_gpus(),
         shared_memory_bytes=_size("/dev/shm"),
         disk_free_bytes={str(repository): shutil.disk_usage(repository).free},
-        in_container=Path("/.dockerenv").exists() or "VLA_FT_ENVIRONMENT" in os.environ,
+        in_container=Path("/.dockerenv").exists() or Path("/run/.containerenv").exists(),
     )
 
 
 def gather_gpus(nvml: ModuleType | None = None) -> Gpus:
     """Ask NVML for the driver and its cards; ``nvml`` is the bindings' module, ``pynvml`` by default."""
-    if nvml is None:
-        try:
-            import pynvml as nvml
-        except ImportError as error:
-            return Gpus(NVML_NO_BINDINGS, message=str(error))
     try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return Gpus(_state(nvml, error), message=str(error))
+        bindings = nvml or importlib.import_module("pynvml")
+    except ImportError as error:
+        return Gpus(NVML_NO_BINDINGS, message=str(error))
     try:
-        return _ask(nvml)
-    except nvml.NVMLError as error:
+        bindings.nvmlInit()
+    except bindings.NVMLError as error:
+        return Gpus(_state(bindings, error), message=str(error))
+    try:
+        return _ask(bindings)
+    except bindings.NVMLError as error:
         return Gpus(NVML_FAILED, message=str(error))
     finally:
-        nvml.nvmlShutdown()
+        bindings.nvmlShutdown()
 
 
 def _ask(nvml: ModuleType) -> Gpus:

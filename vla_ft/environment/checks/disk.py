@@ -13,7 +13,7 @@ ENOUGH = 15 * GIB
 
 
 def run(facts: Facts, table: Table) -> list[Finding]:
-    """One finding a folder: an error where not even the smallest environment fits, a warning where no CUDA image does."""
+    """One finding a folder: an error where no environment fits, a warning where no CUDA image does."""
     findings = []
     for folder, free in facts.disk_free_bytes.items():
         seen = f"{free / GIB:.1f} GiB are free at {folder}"

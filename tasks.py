@@ -1,0 +1,136 @@
+"""Tasks: `invoke --list`, `invoke --help TASK`. Each one reads its options, calls ``vla_ft.host`` and prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from invoke import Collection, Context, Exit, task
+
+from vla_ft.environment.doctor import as_data, examine, healthy
+from vla_ft.environment.facts import gather, to_json
+from vla_ft.environment.table import load_table
+from vla_ft.errors import UserError
+from vla_ft.host import jobs
+from vla_ft.host.engine import with_engine
+from vla_ft.host.jobs import Job
+from vla_ft.host.launching import decide, run_local
+from vla_ft.host.locking import refresh
+from vla_ft.host.matrix import matrix as ci_matrix
+from vla_ft.host.report import print_findings
+
+GPU_HELP = "card (rtx5090), environment (cu128), or auto: what this machine has"
+LOCAL_HELP = "the local environment, without Docker"
+WHEELS_HELP = "folder with wheels that takes precedence over every index"
+ARGS_HELP = "arguments, quoted; or put them after --"
+
+
+@contextmanager
+def mistakes() -> Iterator[None]:
+    """A user's mistake ends a task with its sentence and exit code 2, without a traceback."""
+    try:
+        yield
+    except UserError as error:
+        raise Exit(str(error), code=2) from error
+
+
+def launch(job: Job, gpu: str, local: str, wheelhouse: str | None) -> None:
+    """Say where a job runs, run it there, and end with its exit code; ``local`` is the reason to use no image."""
+    with mistakes():
+        place = decide(gpu, local, with_engine(gather()), load_table())
+        print(place.sentence, flush=True)
+        if place.image is not None and job.service is not None:
+            # Here and not above: nothing else in this file needs containers.
+            from vla_ft.host.compose import run_service
+
+            code = run_service(place.environment, job.service, job.service_arguments)
+        else:
+            code = run_local(job, place.environment, Path(wheelhouse) if wheelhouse else None)
+    if code:
+        raise Exit(code=code)
+
+
+@task(help={"json": "machine-readable", "record": "also write the facts to this file, for a report of a fault"})
+def doctor(ctx: Context, json: bool = False, record: str | None = None) -> None:
+    """What is here, which environment fits, what is wrong and how to mend it. Exit code 1 if something is wrong."""
+    with mistakes():
+        facts = with_engine(gather())
+        if record:
+            _write(Path(record), to_json(facts))
+        results = examine(facts, load_table())
+    if json:
+        _print_json(as_data(results))
+    else:
+        print_findings(results)
+    if not healthy(results):
+        raise Exit(code=1)
+
+
+@task(
+    iterable=["env"],
+    help={"env": "environment; may be repeated; all without it", "upgrade": "move every pin to the newest that fits"},
+)
+def lock(ctx: Context, env: list[str], upgrade: bool = False) -> None:
+    """Make locks again and print what changed (needs `pip install -e .[lock]`)."""
+    with mistakes():
+        for done in refresh(load_table(), env, upgrade):
+            name = f"{done.lock.parent.name}/{done.lock.name}"
+            print(f"{name}: {len(done.changes) or 'no'} changes")
+            for line in done.changes:
+                print(f"  {line}")
+
+
+@task(help={"json": "one line of JSON instead of indented", "gpus": "cards of your runners, comma separated"})
+def matrix(ctx: Context, json: bool = False, gpus: str = "") -> None:
+    """The CI matrix from the table: `build` for hosted runners, `gpu` for self-hosted ones."""
+    with mistakes():
+        rows = ci_matrix(load_table(), [name for name in gpus.split(",") if name])
+    _print_json(rows, indent=None if json else 2)
+
+
+@task(help={"gpu": GPU_HELP, "local": LOCAL_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def smoke(ctx: Context, gpu: str = "auto", local: bool = False, wheelhouse: str | None = None, args: str = "") -> None:
+    """A few real optimizer steps on mock data, in the image where one is built, else in the local environment."""
+    with mistakes():
+        job = jobs.smoke(jobs.words(args, ctx.remainder))
+    launch(job, gpu, "--local" if local else "", wheelhouse)
+
+
+@task(help={"gpu": GPU_HELP, "local": LOCAL_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def train(ctx: Context, gpu: str = "auto", local: bool = False, wheelhouse: str | None = None, args: str = "") -> None:
+    """Train: `invoke train -- recipe=act data.path=DIR`. Without arguments, the default recipe on mock data."""
+    with mistakes():
+        job = jobs.train(jobs.words(args, ctx.remainder))
+    launch(job, gpu, "--local" if local else "", wheelhouse)
+
+
+@task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def test(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
+    """The test suite, in the local environment: `invoke test --args "-k locks"`."""
+    with mistakes():
+        job = jobs.tests(jobs.words(args, ctx.remainder))
+    launch(job, gpu, "tests run on this clone's source", wheelhouse)
+
+
+@task(help={"wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def record(ctx: Context, wheelhouse: str | None = None, args: str = "") -> None:
+    """Record demonstrations in the simulator: `invoke record -- episodes=20 output=datasets/transfer_cube`."""
+    with mistakes():
+        job = jobs.record(jobs.words(args, ctx.remainder))
+    launch(job, "cpu", "the simulator is in no image", wheelhouse)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}. Name a file in a folder that you own.") from error
+
+
+def _print_json(data: object, indent: int | None = 2) -> None:
+    print(json.dumps(data, indent=indent))
+
+
+ns = Collection(doctor, lock, matrix, record, smoke, test, train)

@@ -1,0 +1,77 @@
+"""What the Docker engine of this host says of itself, as facts for the doctor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from typing import Any
+
+from vla_ft.environment.facts import Engine, Facts, Image
+from vla_ft.host import labels
+
+
+def with_engine(facts: Facts) -> Facts:
+    """Facts with this host's engine asked."""
+    return replace(facts, engine=gather_engine())
+
+
+def gather_engine() -> Engine:
+    """Ask the engine; never raises."""
+    import docker
+
+    # In a clone the folder docker/ is importable as an empty namespace, so a successful import proves nothing.
+    if not hasattr(docker, "from_env"):
+        return Engine("no sdk")
+    try:
+        client = docker.from_env(timeout=10)
+    except (docker.errors.DockerException, OSError) as error:
+        return Engine("unreachable", message=_short(error))
+    try:
+        return _describe(client.info(), _images(client))
+    except (docker.errors.DockerException, OSError) as error:
+        return Engine("unreachable", message=_short(error))
+    finally:
+        client.close()
+
+
+def _describe(info: dict[str, Any], images: tuple[Image, ...]) -> Engine:
+    devices = info.get("DiscoveredDevices") or []  # CDI, in engines from 28.2 on
+    return Engine(
+        state="ok",
+        version=info.get("ServerVersion", ""),
+        nvidia_runtime="nvidia" in (info.get("Runtimes") or {})
+        or any(str(device.get("ID", "")).startswith("nvidia.com/gpu") for device in devices),
+        compose=_plugin("compose", "version", "--short"),
+        buildx=_plugin("buildx", "version"),
+        root=info.get("DockerRootDir", ""),
+        images=images,
+    )
+
+
+def _images(client: Any) -> tuple[Image, ...]:
+    found = []
+    for image in client.images.list(filters={"label": labels.ENVIRONMENT}):
+        environment, lock = image.labels[labels.ENVIRONMENT], image.labels.get(labels.LOCK, "")
+        found += [Image(tag, environment, lock) for tag in image.tags if tag != labels.candidate_name(environment)]
+    return tuple(sorted(found, key=lambda one: one.tag))
+
+
+def _plugin(name: str, *arguments: str) -> str | None:
+    """Version of a plugin of the docker command, or None without it."""
+    try:
+        done = subprocess.run(["docker", name, *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    words = done.stdout.split()
+    versions = [word.lstrip("v") for word in words if word.lstrip("v")[:1].isdigit()]
+    return versions[0] if done.returncode == 0 and versions else None
+
+
+def _short(error: Exception) -> str:
+    """The innermost reason in one line: the SDK wraps a refused socket three times."""
+    cause: BaseException = error
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
+    text = str(cause) or type(cause).__name__
+    return json.dumps(text)[1:-1][:200]

@@ -1,0 +1,55 @@
+"""Finding the Python that an environment is locked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from vla_ft.errors import UserError
+
+_PROBE = "import sys, venv, ensurepip; print('{}.{}'.format(*sys.version_info))"
+
+
+def find_python(version: str) -> str:
+    """Path of a working CPython of a version (``'3.11'``) that can make virtual environments.
+
+    This interpreter first, then every ``python3.11`` on the search path, then those that uv manages. Each is started:
+    a version manager's stub may lie on the path and lead nowhere. Raises UserError with what was tried.
+    """
+    tried: list[str] = []
+    for candidate in _candidates(version):
+        if candidate in tried:
+            continue
+        tried.append(candidate)
+        if works(candidate, version):
+            return candidate
+    seen = f" Tried: {', '.join(tried)}." if tried else ""
+    raise UserError(
+        f"Python {version} with venv was not found; the locks are made for it.{seen} Install it "
+        f"(Debian: python{version} and python{version}-venv; anywhere: `uv python install {version}`)."
+    )
+
+
+def works(executable: str, version: str) -> bool:
+    """Whether an executable starts, is of that version, and has ``venv`` and ``ensurepip``."""
+    try:
+        done = subprocess.run([executable, "-c", _PROBE], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and done.stdout.strip() == version
+
+
+def _candidates(version: str) -> Iterator[str]:
+    if sys.version_info[:2] == tuple(int(part) for part in version.split(".")):
+        yield sys.executable
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        path = os.path.join(folder, f"python{version}")
+        if os.access(path, os.X_OK):
+            yield path
+    if uv := shutil.which("uv"):
+        done = subprocess.run([uv, "python", "find", "--offline", version], capture_output=True, text=True)
+        if done.returncode == 0 and done.stdout.strip():
+            yield done.stdout.strip()

@@ -1,0 +1,47 @@
+"""Tables for the terminal: the doctor's findings, and the cards with their environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from vla_ft.environment.checks.base import Level
+from vla_ft.environment.doctor import Result
+from vla_ft.environment.table import Table
+
+_SIGNS = {Level.OK: "[green]ok[/]", Level.WARN: "[yellow]warn[/]", Level.ERROR: "[bold red]error[/]"}
+
+
+def print_findings(results: Sequence[Result], console: Console | None = None) -> None:
+    """The doctor's findings, a row each, and a line that counts them."""
+    grid = Grid(show_lines=False, expand=False)
+    for heading in ("", "check", "finding", "what to do"):
+        grid.add_column(heading, overflow="fold")
+    counts = dict.fromkeys(Level, 0)
+    for result in results:
+        for finding in result.findings:
+            counts[finding.level] += 1
+            grid.add_row(_SIGNS[finding.level], result.check.name, escape(finding.text), escape(finding.remedy))
+    console = console or Console()
+    console.print(grid)
+    console.print(f"{counts[Level.OK]} ok, {counts[Level.WARN]} warnings, {counts[Level.ERROR]} errors")
+
+
+def print_cards(table: Table, console: Console | None = None) -> None:
+    """Every card with its environment, and what could not be checked of each environment."""
+    grid = Grid(expand=False)
+    for heading in ("card", "also", "sm", "GiB", "environment", "CUDA", "torch", "driver from"):
+        grid.add_column(heading)
+    for card in table.cards:
+        environment = table.environment(card.environment)
+        driver = environment.driver_needed(card.generation) or ""
+        row = [card.name, " ".join(card.aliases), card.sm, f"{card.memory_gib:g}", environment.name]
+        grid.add_row(*row, environment.cuda or "", environment.torch, driver)
+    console = console or Console()
+    console.print(grid)
+    for environment in table.environments:
+        for entry in environment.unverified:
+            console.print(f"[yellow]not checked[/] {environment.name}: {escape(entry.what)} ({escape(entry.source)})")
