@@ -1,0 +1,103 @@
+"""What the container tests share: builds from a changed copy of the clone, hand-made wheels, a search in an image."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from vla_ft.environment.table import load_table
+from vla_ft.host import images, wheelhouse
+
+USER = os.getuid() or 60123
+"""Whom the containers run as: the caller, or for root somebody who has no name anywhere."""
+
+Compose = Callable[..., "subprocess.CompletedProcess[str]"]
+
+TINY = {"ENVIRONMENT": "tiny"}
+
+
+def cpu_arguments() -> dict[str, str]:
+    """Build arguments of the cpu environment, as ``images.build`` passes them."""
+    chosen = images.attention.decide(load_table().environment("cpu"), "auto", [], None)
+    return images.arguments(load_table().environment("cpu"), load_table(), chosen, "unknown")
+
+
+def build(
+    context: Path,
+    tag: str,
+    base: str | None,
+    arguments: dict[str, str],
+    *,
+    target: str | None = None,
+    secrets: dict[str, Path] | None = None,
+) -> str:
+    """Build from a copy of the repository with the command of ``images``, and return what it printed."""
+    words = images.command(tag, arguments, secrets or {}, base)
+    words[3:3] = ["--target", target] if target else []
+    environment = load_table(context / "envs").environment(arguments["ENVIRONMENT"]) if not target else None
+    if environment is None:
+        finished = subprocess.run(words, cwd=context, capture_output=True, text=True, check=False)
+    else:
+        folders, stage = wheelhouse.wheel_folders(), context / "docker" / "wheelhouse"
+        with wheelhouse.staged(environment, folders, stage=stage):
+            finished = subprocess.run(words, cwd=context, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout + finished.stderr
+
+
+def steps(output: str) -> dict[str, bool]:
+    """Steps of a plainly printed build and whether each came from the cache."""
+    names = dict(re.findall(r"^#(\d+) (\[.*)$", output, re.MULTILINE))
+    cached = set(re.findall(r"^#(\d+) CACHED$", output, re.MULTILINE))
+    return {name: number in cached for number, name in names.items()}
+
+
+def wheel(context: Path, name: str) -> Path:
+    """A pure-Python wheel of a version that never was before, staged in the layer that its name belongs to."""
+    version = f"0.{secrets.randbelow(10**15)}"
+    layer = "torch" if name == "torch" else "stack"
+    path = context / "docker" / "wheelhouse" / layer / f"{name}-{version}-py3-none-any.whl"
+    folder = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}_made_for_a_test.py", "")
+        archive.writestr(f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{folder}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{folder}/RECORD", "")
+    return path
+
+
+def write_lock(context: Path, *wheels: Path) -> None:
+    """A lock of an environment ``tiny`` that holds just these wheels; others are no longer staged."""
+    for other in (context / "docker" / "wheelhouse").glob("*/*.whl"):
+        if other.parent.name == "stack" and other not in wheels:
+            other.rename(context / other.name)
+    lines = []
+    for path in wheels:
+        if not path.exists():
+            (context / path.name).rename(path)
+        name, version, *_ = path.name.split("-")
+        lines.append(f"{name}=={version} --hash=sha256:{wheelhouse.sha256(path)}\n")
+    folder = context / "envs" / "tiny"
+    folder.mkdir(exist_ok=True)
+    (folder / "requirements.lock").write_text("".join(lines))
+
+
+def search(saved: Path, needles: tuple[bytes, ...]) -> dict[bytes, bool]:
+    """Which byte strings occur in a saved image: configuration, history, every file and name of its layers."""
+    overlap = max(map(len, needles)) - 1
+    found = dict.fromkeys(needles, False)
+    with tarfile.open(saved) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.isfile() else None
+            tail = b""
+            while file and (chunk := file.read(1 << 22)):
+                for needle in needles:
+                    found[needle] = found[needle] or needle in tail + chunk
+                tail = chunk[-overlap:]
+    return found

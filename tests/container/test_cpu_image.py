@@ -1,0 +1,99 @@
+"""The cpu image, for real: what its self-test proved, who it runs as, what it says, what it keeps to itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import subprocess
+from pathlib import Path
+
+import pytest
+from container_support import TINY, build, cpu_arguments, search, steps, wheel, write_lock
+
+from vla_ft.environment.table import load_table
+from vla_ft.host import containers, images, labels
+
+pytestmark = pytest.mark.docker
+
+
+def test_image_proves_itself(cpu_image: images.Built) -> None:
+    checks = {check["name"]: check for check in cpu_image.report["checks"]}
+    assert cpu_image.report["passed"] and all(check["passed"] for check in checks.values())
+    assert {"python", "packages", "torch", "architectures", "compiler", "attention sdpa", "policies"} <= checks.keys()
+    kept = json.loads((images.EVIDENCE / "cpu" / "selftest.json").read_text())
+    assert kept == cpu_image.report
+
+
+def test_self_test_fails_on_a_wrong_claim(cpu_image: images.Built) -> None:
+    """A label that claims flash-attn on this image would stop the build."""
+    words = ["python", "-m", "vla_ft.environment.selftest", "--json", "--attention", "flash_attention_2,sdpa"]
+    finished = containers.run_isolated(cpu_image.image, words)
+    failed = [check["name"] for check in json.loads(finished.output.splitlines()[-1])["checks"] if not check["passed"]]
+    assert (finished.exit_code, failed) == (1, ["attention flash_attention_2"])
+
+
+def test_labels(cpu_image: images.Built) -> None:
+    environment = load_table().environment("cpu")
+    found = containers.image(cpu_image.image)
+    assert found is not None
+    assert found.labels[labels.ENVIRONMENT] == "cpu"
+    assert found.labels[labels.LOCK] == environment.lock_hash
+    assert found.labels[labels.TORCH] == environment.torch
+    assert found.labels[labels.CUDA] == ""
+    assert found.labels[labels.ATTENTION] == "sdpa,flex_attention,eager"
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", found.labels[labels.REVISION])
+
+
+def test_user_is_not_root_and_the_project_is_not_writable(cpu_image: images.Built) -> None:
+    found = containers.image(cpu_image.image)
+    assert found is not None and found.attrs["Config"]["User"] == "1000:1000"
+    script = (
+        "import os, tempfile, getpass, vla_ft\n"
+        "print(os.getuid(), getpass.getuser(), os.access(os.path.dirname(vla_ft.__file__), os.W_OK))\n"
+        "tempfile.TemporaryFile(dir=os.environ['HOME']); tempfile.TemporaryFile(dir=os.environ['HF_HOME'][:6])\n"
+    )
+    finished = containers.run_isolated(cpu_image.image, ["python", "-c", script], user="60123:60123")
+    assert (finished.exit_code, finished.output.split()) == (0, ["60123", "trainer", "False"]), finished.errors
+
+
+def test_source_change_keeps_every_installed_layer(cpu_image: images.Built, context: Path, base: str | None) -> None:
+    with (context / "vla_ft" / "errors.py").open("a") as file:
+        file.write("# changed\n")
+    done = steps(build(context, "vla_ft:test-rebuild", base, cpu_arguments()))
+    subprocess.run(["docker", "image", "rm", "vla_ft:test-rebuild"], check=True, capture_output=True)
+    installs = {step: cached for step, cached in done.items() if "install-wheels" in step or "pip install" in step}
+    assert len(installs) >= 4 and all(installs.values()), done
+    assert [step for step, cached in done.items() if "COPY vla_ft vla_ft" in step and not cached], done
+
+
+def test_stack_change_keeps_torch(context: Path, base: str | None) -> None:
+    """Hand-made wheels stand for torch and the stack, so this needs no network."""
+    torch, first, second = (wheel(context, name) for name in ("torch", "first", "second"))
+    write_lock(context, torch, first)
+    build(context, "vla_ft:test-layers", base, TINY, target="packages")
+    write_lock(context, torch, second)
+    done = steps(build(context, "vla_ft:test-layers", base, TINY, target="packages"))
+    subprocess.run(["docker", "image", "rm", "vla_ft:test-layers"], check=True, capture_output=True)
+    runs = {step: cached for step, cached in done.items() if "RUN" in step}
+    (torch_cached,) = (cached for step, cached in runs.items() if "locks/torch.txt" in step)
+    (stack_cached,) = (cached for step, cached in runs.items() if "locks/stack.txt" in step)
+    assert torch_cached and not stack_cached
+
+
+def test_secrets_reach_no_layer(context: Path, base: str | None, tmp_path: Path) -> None:
+    """Every wheel here is new, so the steps that read the secrets run, and then the whole saved image is searched."""
+    marker = f"vla-ft-secret-{secrets.token_hex(12)}"
+    authority, configuration = tmp_path / "ca.pem", tmp_path / "pip.conf"
+    authority.write_text(f"# {marker}\n")
+    configuration.write_text(f"[global]\nextra-index-url = https://user:{marker}@index.invalid/simple\n")
+    torch, stack = wheel(context, "torch"), wheel(context, "stacked")
+    write_lock(context, torch, stack)
+    name = "vla_ft:test-secrets"
+    output = build(context, name, base, TINY, target="packages", secrets={"ca": authority, "pip_conf": configuration})
+    assert not [step for step, cached in steps(output).items() if "install-wheels /opt" in step and cached]
+    saved = tmp_path / "image.tar"
+    subprocess.run(["docker", "image", "save", "--output", str(saved), name], check=True)
+    subprocess.run(["docker", "image", "rm", name], check=True, capture_output=True)
+    found = search(saved, (marker.encode(), torch.name.split("-")[1].encode()))
+    assert found == {marker.encode(): False, torch.name.split("-")[1].encode(): True}

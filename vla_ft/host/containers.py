@@ -1,0 +1,160 @@
+"""Docker through its SDK: the engine, images, short checks inside an image, detached runs and their logs."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vla_ft.errors import UserError, nearest
+from vla_ft.host import labels
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+    from docker.models.images import Image
+
+GRACE_SECONDS = 120
+"""From SIGTERM to SIGKILL: longer than a checkpoint takes. The same as ``stop_grace_period`` in compose.yaml."""
+
+
+def client() -> DockerClient:
+    """A connection to the engine. Raises UserError when the SDK is missing or no engine answers."""
+    import docker
+
+    # Without the SDK this folder's own docker/ is imported as an empty namespace.
+    if not hasattr(docker, "from_env"):
+        raise UserError("The Docker SDK for Python is not installed. Run `pip install -e .` in the clone.")
+    try:
+        engine = docker.from_env()
+        engine.ping()
+    except docker.errors.DockerException as error:
+        raise UserError(
+            f"No Docker engine answers ({error}). Start it, or join the group that may use it; "
+            "`invoke smoke --local` needs none."
+        ) from error
+    return engine
+
+
+def require_plugin(name: str) -> None:
+    """Raise UserError unless ``docker NAME`` (buildx, compose) can be run."""
+    if shutil.which("docker") is None:
+        raise UserError("The command `docker` is not on PATH. Install Docker with its buildx and compose plugins.")
+    if subprocess.run(["docker", name, "version"], capture_output=True, check=False).returncode != 0:
+        raise UserError(f"`docker {name}` does not work here. Install Docker's {name} plugin.")
+
+
+def image(name: str) -> Image | None:
+    """An image that is here, or None."""
+    import docker
+
+    try:
+        return client().images.get(name)
+    except docker.errors.ImageNotFound:
+        return None
+
+
+def has_nvidia_runtime() -> bool:
+    """Whether the engine can hand cards to a container."""
+    return "nvidia" in client().info().get("Runtimes", {})
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A container that has ended."""
+
+    exit_code: int
+    output: str
+    """Standard output."""
+    errors: str
+    """Standard error."""
+
+
+def run_isolated(
+    name: str, command: Sequence[str], *, user: str = "54321:54321", gpus: bool = False, timeout: float = 900
+) -> Finished:
+    """Run a command in a fresh container: no network, read-only root, no capabilities, a user without a name.
+
+    The arguments replace the image's entry point. Raises docker.errors.APIError when the container cannot start.
+    """
+    from docker.types import DeviceRequest
+
+    container: Container = client().containers.create(
+        name,
+        entrypoint=list(command),
+        command=[],
+        user=user,
+        init=True,
+        network_mode="none",
+        read_only=True,
+        tmpfs={"/tmp": "", "/home/trainer": "mode=1777"},
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges:true"],
+        device_requests=[DeviceRequest(driver="nvidia", count=-1, capabilities=[["gpu"]])] if gpus else None,
+    )
+    try:
+        container.start()
+        code = container.wait(timeout=timeout)["StatusCode"]
+        output, errors = (container.logs(stdout=out, stderr=not out).decode(errors="replace") for out in (True, False))
+        return Finished(code, output, errors)
+    finally:
+        container.remove(force=True, v=True)
+
+
+def runs(everything: bool = False) -> list[Container]:
+    """Detached runs, newest first: those that are alive, or all that have not been removed."""
+    return client().containers.list(all=everything, filters={"label": labels.RUN})
+
+
+def find_run(name: str | None) -> Container:
+    """A detached run by name, or the newest. Raises UserError with the nearest name."""
+    known = {str(one.labels[labels.RUN]): one for one in reversed(runs(everything=True))}
+    if not known:
+        raise UserError("There is no detached run. Start one with `invoke train --detach`.")
+    if name is None:
+        return list(known.values())[-1]
+    if name not in known:
+        raise UserError(f"There is no run '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+    return known[name]
+
+
+def stream_logs(container: Container, follow: bool, tail: int | str = "all") -> Iterator[str]:
+    """What a container prints, in pieces as they come. Ends with the container, or at once without ``follow``."""
+    for piece in container.logs(stream=True, follow=follow, tail=tail):
+        yield piece.decode(errors="replace")
+
+
+def stop_run(container: Container, grace: int = GRACE_SECONDS) -> int:
+    """Ask a run to save and end (SIGTERM), kill it after ``grace`` seconds, and return its exit code. The logs stay."""
+    container.stop(timeout=grace)
+    return int(container.wait()["StatusCode"])
+
+
+def remove_run(container: Container) -> None:
+    """Remove an ended run's container with its anonymous volumes; its run folder stays."""
+    container.remove(v=True)
+
+
+def rename(source: str, target: str) -> Image:
+    """Move the name ``source`` to ``target``; the image that had ``target`` goes unless something still uses it."""
+    import docker
+
+    images = client().images
+    before = image(target)
+    found = images.get(source)
+    repository, _, version = target.rpartition(":")
+    found.tag(repository, version)
+    images.remove(source, noprune=True)
+    if before is not None and before.id != found.id:
+        # Containers or further names may hold the old one: then it stays.
+        with contextlib.suppress(docker.errors.APIError):
+            images.remove(before.id)
+    return images.get(target)
+
+
+def label(attributes: Mapping[str, Any], name: str) -> str:
+    """A label from ``Image.attrs``, or an empty string."""
+    return str((attributes.get("Config", {}).get("Labels") or {}).get(name, ""))
