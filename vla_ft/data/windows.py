@@ -13,7 +13,7 @@ from vla_ft.data.sample import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSpec:
-    """Which steps around an observation a policy sees: ``observation_steps`` ending at it, ``action_horizon`` from it."""
+    """Which steps a policy sees: ``observation_steps`` ending at an observation, ``action_horizon`` from it."""
 
     observation_steps: int = 1
     action_horizon: int = 1

@@ -1,0 +1,40 @@
+"""Options and fixtures for the whole suite."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+
+
+def existing_folder(text: str) -> Path:
+    """The folder that a command-line word names."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}' is no folder")
+    return path.resolve()
+
+
+def default_golden_root() -> Path:
+    """The shared folder beside the repository if it is there, else the small files that are committed."""
+    shared = TESTS.parent.parent / "shared" / "golden"
+    return shared if shared.is_dir() else TESTS / "golden" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-root",
+        metavar="DIR",
+        type=existing_folder,
+        default=default_golden_root(),
+        help="golden numbers to test against; default: ../shared/golden if it is there, else tests/golden/data",
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_root(pytestconfig: pytest.Config) -> Path:
+    """Folder with the golden numbers, one sub-folder a policy or format."""
+    return pytestconfig.getoption("--golden-root")
