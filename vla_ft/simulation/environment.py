@@ -1,13 +1,11 @@
 """gym-aloha's bimanual transfer cube with joint control, and pictures only when they are asked for.
 
-gym-aloha's own environment draws three pictures of 480 x 640 at every step, which on a CPU costs a hundred times the physics.
-This wrapper drives the same model through the same task object, so that the same actions give the same states.
+gym-aloha's own environment draws three pictures of 480 x 640 at every step, which on a CPU takes a few hundred times as
+long as the physics. This wrapper drives the same model through the same task object, so that the same actions give the
+same states.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import mujoco
 import numpy as np
@@ -16,6 +14,7 @@ from gym_aloha.constants import ACTIONS, ASSETS_DIR, START_ARM_POSE
 from gym_aloha.tasks import sim as aloha_tasks
 
 from vla_ft.errors import UserError, unknown
+from vla_ft.simulation.demonstration import CubeContacts, OutOfReachError
 from vla_ft.simulation.expert import Targets
 from vla_ft.simulation.kinematics import ArmKinematics
 
@@ -24,30 +23,8 @@ ACTION_DIM = len(ACTIONS)
 REACH_TOLERANCE = 0.02
 """Metres + radians that inverse kinematics may be off before a target counts as out of reach."""
 _HOME_ANGLES = (np.array(START_ARM_POSE[:6], float), np.array(START_ARM_POSE[8:14], float))
-_LEFT_FINGER, _RIGHT_FINGER, _TABLE, _CUBE = (
-    "vx300s_left/10_left_gripper_finger",
-    "vx300s_right/10_right_gripper_finger",
-    "table",
-    "red_box",
-)
-
-
-class OutOfReachError(Exception):
-    """An end-effector target that an arm cannot take."""
-
-
-@dataclass(frozen=True)
-class CubeContacts:
-    """What the cube touches: a finger of either gripper, the table."""
-
-    left: bool
-    right: bool
-    table: bool
-
-    @property
-    def handed_over(self) -> bool:
-        """The goal of a demonstration: in the left gripper alone. Stricter than gym-aloha's reward of 4."""
-        return self.left and not self.right and not self.table
+_CUBE, _TABLE = "red_box", "table"
+_FINGERS = "vx300s_{arm}/10_{finger}_gripper_finger"
 
 
 class CubeTransfer:
@@ -58,13 +35,20 @@ class CubeTransfer:
         self.physics = dm_mujoco.Physics.from_xml_path(str(ASSETS_DIR / "bimanual_viperx_transfer_cube.xml"))
         rate = round(1 / self.physics.timestep())
         if fps < 1 or rate % fps:
-            raise UserError(f"fps={fps} does not fit: the physics run at {rate} steps a second; take a divisor, e.g. 50.")
+            raise UserError(
+                f"fps={fps} does not fit: the physics run at {rate} steps a second; take a divisor, e.g. 50."
+            )
         self.fps = fps
         self._substeps = rate // fps
         self._task = aloha_tasks.TransferCubeTask()
         model = self.physics.model.ptr
         self._arms = (ArmKinematics(model, "left"), ArmKinematics(model, "right"))
         self._angles = _HOME_ANGLES
+        self._cube, self._table = model.geom(_CUBE).id, model.geom(_TABLE).id
+        self._fingers = {
+            arm: {model.geom(_FINGERS.format(arm=arm, finger=finger)).id for finger in ("left", "right")}
+            for arm in ("left", "right")
+        }
         names = (mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_CAMERA, index) for index in range(model.ncam))
         self.cameras: tuple[str, ...] = tuple(names)
 
@@ -94,7 +78,8 @@ class CubeTransfer:
     def solve(self, targets: Targets) -> np.ndarray:
         """The joint action, float32 [14], that takes the grippers to ``targets``.
 
-        Continues from the last solution since ``reset``, so that a smooth path gives smooth actions. Raises OutOfReachError.
+        Continues from the last solution since ``reset``, so that a smooth path gives smooth actions. Raises
+        OutOfReachError.
         """
         solved = []
         for arm, pose, start in zip(self._arms, (targets.left, targets.right), self._angles, strict=True):
@@ -119,24 +104,18 @@ class CubeTransfer:
         return self.physics.data.qpos[-7:-4].copy()
 
     def reward(self) -> int:
-        """gym-aloha's reward: 1 touched, 2 lifted by the right arm, 3 touched by the left, 4 held by the left off the table."""
+        """gym-aloha's reward: 1 touched, 2 lifted by the right arm, 3 touched by the left, 4 held by the left."""
         return self._task.get_reward(self.physics)
 
     def contacts(self) -> CubeContacts:
         """What the cube touches now."""
-        model: Any = self.physics.model
-        pairs = {(int(c.geom1), int(c.geom2)) for c in self.physics.data.contact[: self.physics.data.ncon]}
-        cube = model.name2id(_CUBE, "geom")
-
-        def touches(*names: str) -> bool:
-            others = {model.name2id(name, "geom") for name in names}
-            return any((a == cube and b in others) or (b == cube and a in others) for a, b in pairs)
-
-        # Fingers come in pairs whose names end alike: left_gripper_finger and right_gripper_finger of one arm.
+        data = self.physics.data
+        pairs = [(int(contact.geom1), int(contact.geom2)) for contact in data.contact[: data.ncon]]
+        touching = {other for pair in pairs if self._cube in pair for other in pair}
         return CubeContacts(
-            left=touches(_LEFT_FINGER, "vx300s_left/10_right_gripper_finger"),
-            right=touches(_RIGHT_FINGER, "vx300s_right/10_left_gripper_finger"),
-            table=touches(_TABLE),
+            left=bool(touching & self._fingers["left"]),
+            right=bool(touching & self._fingers["right"]),
+            table=self._table in touching,
         )
 
     def render(self, camera: str, height: int, width: int) -> np.ndarray:

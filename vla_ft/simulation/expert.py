@@ -1,11 +1,13 @@
 """A scripted two-arm expert for the transfer cube: the right arm picks it up, the left arm takes it over.
 
-A pure function of the cube's position and the time, without a simulator. World frame of gym-aloha: x to the right, y away
-from the viewer, z up, metres; the arms stand at x = -0.469 and x = 0.469 and face one another. Grippers: 0 closed, 1 open.
+A pure function of the cube's position and the time, without a simulator. World frame of gym-aloha: x to the right, y
+away from the viewer, z up, metres; the arms stand at x = -0.469 and x = 0.469 and face one another. Grippers: 0 closed,
+1 open.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,7 +127,7 @@ def _interpolate(keyframes: tuple[Keyframe, ...], time: float) -> tuple[Pose, fl
     """Pose and gripper at ``time``, minimum-jerk between neighbouring keyframes."""
     if time <= keyframes[0].time:
         return keyframes[0].pose, keyframes[0].gripper
-    for start, end in zip(keyframes, keyframes[1:], strict=False):
+    for start, end in itertools.pairwise(keyframes):
         if time <= end.time:
             share = ease((time - start.time) / (end.time - start.time))
             return blend(start.pose, end.pose, share), start.gripper + share * (end.gripper - start.gripper)
