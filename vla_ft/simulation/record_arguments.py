@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
@@ -20,8 +21,11 @@ def parse(arguments: Sequence[str]) -> RecordConfig:
         raise UserError(f"'{bare[0]}' is no setting. Expected key=value, e.g. output=data/transfer_cube episodes=20.")
     try:
         values = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"Cannot read {' '.join(arguments)}: {error}") from error
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"Cannot read {' '.join(arguments)}: {problem}. Expected key=value with YAML values."
+        ) from error
     assert isinstance(values, dict)
     fields = {f.name for f in dataclasses.fields(RecordConfig)}
     for key in values:
