@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -172,7 +173,7 @@ class _Recording:
         self.console.print(f"{where}: {path.name}", highlight=False)
 
     def _write(
-        self, attempt: int, start: Start, actions: Any, advance: Callable[[], None]
+        self, attempt: int, start: Start, actions: np.ndarray, advance: Callable[[], None]
     ) -> tuple[Path | None, str | None]:
         """Draw and store an episode; its path, or why there is none."""
         config = self.config
