@@ -24,7 +24,6 @@ def test_overrides_reach_their_field():
     assert (config.ema.decay, config.data.cameras, config.data.mock.image_size) == (0.5, ("top", "left"), (32, 48))
 
 
-@pytest.mark.newcomer
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -12,6 +12,7 @@ from vla_ft.errors import UserError, nearest
 USAGE = """vla-ft COMMAND [key=value ...]
 
   train     recipe=NAME key=value ...     train; without words: recipe=act-mock, a small ACT on mock data
+  smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
   mock      output=DIR key=value ...      write a small mock dataset
@@ -65,6 +66,21 @@ def _train(arguments: Sequence[str]) -> int:
     return EXIT_INTERRUPTED if report.interrupted else 0
 
 
+def _smoke(arguments: Sequence[str]) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from vla_ft.reporting.curves import draw_loss
+    from vla_ft.training.smoke import smoke
+
+    root = Path(os.environ.get("VLA_FT_RUNS", "runs")) / "smoke"
+    learned = smoke(root, arguments, Console(width=None if sys.stdout.isatty() else 110))
+    for folder in sorted(root.iterdir()):
+        draw_loss(folder)
+    return 0 if learned else 1
+
+
 def _evaluate(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
@@ -115,6 +131,7 @@ def _selftest(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "smoke": _smoke,
     "evaluate": _evaluate,
     "record": _record,
     "mock": _mock,

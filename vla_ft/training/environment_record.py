@@ -11,17 +11,19 @@ from typing import Any
 import torch
 
 import vla_ft
+from vla_ft.environment.table import load_table
 from vla_ft.training.engines import Engine
 
-_IMAGE_VARIABLES = ("VLA_FT_ENVIRONMENT", "VLA_FT_LOCK", "VLA_FT_REVISION")
 
 
 def environment_record(engine: Engine) -> dict[str, Any]:
-    """Plain JSON types; no host names, no user names, no variables beyond the image's own."""
+    """Plain JSON types; no host names, no user names."""
+    name = os.environ.get("VLA_FT_ENVIRONMENT")  # set by images and by the host's local environments
     cuda = engine.device.type == "cuda"
     return {
         "vla_ft": vla_ft.__version__,
-        "image": {name: os.environ[name] for name in _IMAGE_VARIABLES if name in os.environ},
+        "environment": name,
+        "lock": load_table().environment(name).lock_hash if name else None,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "torch": torch.__version__,
