@@ -7,8 +7,8 @@ from typing import Any
 import act_examples
 import pytest
 import torch
-from torch import nn
 from act_examples import batch, description, small_config
+from torch import nn
 
 from vla_ft.errors import UserError
 from vla_ft.policies.act import Config, build_model
