@@ -86,3 +86,5 @@ def test_a_refused_socket_is_told_by_its_innermost_reason(monkeypatch):
 def test_the_clones_own_docker_folder_is_no_sdk(monkeypatch):
     monkeypatch.setitem(sys.modules, "docker", ModuleType("docker"))
     assert engine.gather_engine().state == "no sdk"
+    monkeypatch.setitem(sys.modules, "docker", None)  # as where neither the SDK nor a folder of that name is
+    assert engine.gather_engine().state == "no sdk"
