@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 import torch
 from episode_sets import SetOnDisk
@@ -181,6 +182,24 @@ def test_evenly_spaced(count: int, wanted: int | None) -> None:
     assert chosen.max() < count
     if len(chosen) > 1:
         assert np.ptp(np.diff(chosen)) <= 1
+
+
+def test_workers_end_with_a_failure_or_close(reader: AlohaHdf5Reader) -> None:
+    def children() -> int:
+        return len(psutil.Process().children())
+
+    before = children()
+    loader = make(reader, BatchPlan(per_device=2), workers=2)
+    next(iter(loader))
+    assert children() == before + 2
+    loader.close()
+    loader.close()
+    assert children() == before
+    broken = make(reader, BatchPlan(per_device=2), workers=2, processor=Broken("proprio"))
+    with pytest.raises(UserError):
+        next(iter(broken))
+    assert children() == before
+    assert len(list(make(reader, BatchPlan(per_device=2), steps=2))) == 2
 
 
 def test_endless_loaders_prefetch_and_stop_cleanly(new_set: Callable[[], SetOnDisk]) -> None:
