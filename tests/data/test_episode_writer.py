@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -129,7 +130,21 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, form: str)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, err
     assert out.startswith("No space left for an episode in")
+    assert int(out.split("(")[1].split()[0]) < 100, "it should stop at the step that does not fit"
     assert err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "link"])
+def test_a_disk_that_is_full_only_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = EpisodeWriter(tmp_path, cameras={"top": SIZE}, sim=True)
+    writer.add(**step(0))
+    monkeypatch.setattr(f"vla_ft.data.formats.writer.os.{call}", fail)
+    with pytest.raises(UserError, match="No space left for an episode"):
+        writer.commit()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -98,10 +98,20 @@ class Loader(DataLoader[Any]):
     """A DataLoader that raises a worker's UserError in its own words and leaves torch's default generator alone."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, Failure):
-                raise UserError(batch.message)
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, Failure):
+                    raise UserError(batch.message)
+                yield batch
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop the workers now. Left to the garbage collector, torch waits 5 s for each when it meets a cycle."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _Planned:
