@@ -137,9 +137,8 @@ def changes(old: Iterable[Pin], new: Iterable[Pin]) -> list[str]:
         elif before[name].version != after[name].version:
             lines.append(f"~ {name} {before[name].version} -> {after[name].version}")
         elif set(before[name].hashes) != set(after[name].hashes):
-            lines.append(
-                f"# {name} {after[name].version}: {len(before[name].hashes)} -> {len(after[name].hashes)} hashes"
-            )
+            count, formerly = len(after[name].hashes), len(before[name].hashes)
+            lines.append(f"# {name} {after[name].version}: other files ({count} hashes, {formerly} before)")
     return lines
 
 

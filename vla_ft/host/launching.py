@@ -14,7 +14,7 @@ from vla_ft.environment.selection import choose
 from vla_ft.environment.table import REPOSITORY, Environment, Table
 from vla_ft.host import labels
 from vla_ft.host.jobs import Job
-from vla_ft.host.local import LocalEnvironment
+from vla_ft.host.local import LocalEnvironment, say
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run_local(
     environment: Environment,
     wheelhouse: Path | None = None,
     run: Callable[..., int] = subprocess.call,
-    echo: Callable[[str], None] = print,
+    echo: Callable[[str], None] = say,
 ) -> int:
     """Run a job in the local environment, made first if need be; returns its exit status."""
     local = LocalEnvironment(environment, echo=echo)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from vla_ft.environment.locks import write_layers
@@ -31,6 +31,11 @@ STAMP = "vla-ft.json"
 
 Run = Callable[[Sequence[str], Path], int]
 """Runs a command with its output going to a log file; returns the exit status."""
+
+
+def say(text: str) -> None:
+    """Print a line at once: what a child process prints next must come after it, in a pipe as well."""
+    print(text, flush=True)
 
 
 def run_logged(command: Sequence[str], log: Path) -> int:
@@ -48,7 +53,7 @@ class LocalEnvironment:
     environment: Environment
     root: Path = VENVS
     run: Run = run_logged
-    echo: Callable[[str], None] = field(default=print)
+    echo: Callable[[str], None] = say
 
     @property
     def folder(self) -> Path:
