@@ -215,9 +215,7 @@ def shell(ctx: Context, gpu: str = "auto", args: str = "") -> None:
         raise Exit(code=code)
 
 
-@task(
-    help={"name": "the run; default: the newest", "follow": "until the run ends", "tail": "lines to begin with"}
-)
+@task(help={"name": "the run; default: the newest", "follow": "until the run ends", "tail": "lines to begin with"})
 def logs(ctx: Context, name: str | None = None, follow: bool = True, tail: int = 100) -> None:
     """What a detached run prints. Ctrl-C leaves the run alone."""
     with mistakes(), suppress(KeyboardInterrupt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -80,12 +81,23 @@ def use(environment: Environment, repository: Path = REPOSITORY) -> dict[str, st
     path = repository / ".env"
     before = read_env(path)
     values = settings(environment, caller(), before.get("COMPOSE_FILE", ""))
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    beside = path.with_name(".env.new")
-    beside.write_text(merged(text, values), encoding="utf-8")
-    beside.replace(path)
+    _write_env(path, values)
     prepare_folders(repository, Caller(int(values["VLA_FT_UID"]), int(values["VLA_FT_GID"])), before)
     return values
+
+
+def _write_env(path: Path, values: Mapping[str, str]) -> None:
+    """Replace ``.env`` in one step; it keeps its rights and its owner, since it may hold the user's tokens."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    beside = path.with_name(".env.new")
+    beside.touch(mode=0o600)
+    beside.write_text(merged(text, values), encoding="utf-8")
+    if path.is_file():
+        shutil.copymode(path, beside)
+    owner = path if path.is_file() else path.parent
+    if os.getuid() == 0:
+        os.chown(beside, owner.stat().st_uid, owner.stat().st_gid)
+    beside.replace(path)
 
 
 def prepare_folders(repository: Path, who: Caller, env: Mapping[str, str]) -> None:
