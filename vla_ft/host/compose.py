@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vla_ft.environment.table import REPOSITORY, Environment
 from vla_ft.errors import UserError
-from vla_ft.host import containers, labels
+from vla_ft.host import containers, images, labels
 
 GPU_FILE = "docker/compose.gpu.yaml"
 MAIN_FILE = "compose.yaml"
@@ -79,12 +81,23 @@ def use(environment: Environment, repository: Path = REPOSITORY) -> dict[str, st
     path = repository / ".env"
     before = read_env(path)
     values = settings(environment, caller(), before.get("COMPOSE_FILE", ""))
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    beside = path.with_name(".env.new")
-    beside.write_text(merged(text, values), encoding="utf-8")
-    beside.replace(path)
+    _write_env(path, values)
     prepare_folders(repository, Caller(int(values["VLA_FT_UID"]), int(values["VLA_FT_GID"])), before)
     return values
+
+
+def _write_env(path: Path, values: Mapping[str, str]) -> None:
+    """Replace ``.env`` in one step; it keeps its rights and its owner, since it may hold the user's tokens."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    beside = path.with_name(".env.new")
+    beside.touch(mode=0o600)
+    beside.write_text(merged(text, values), encoding="utf-8")
+    if path.is_file():
+        shutil.copymode(path, beside)
+    owner = path if path.is_file() else path.parent
+    if os.getuid() == 0:
+        os.chown(beside, owner.stat().st_uid, owner.stat().st_gid)
+    beside.replace(path)
 
 
 def prepare_folders(repository: Path, who: Caller, env: Mapping[str, str]) -> None:
@@ -97,17 +110,17 @@ def prepare_folders(repository: Path, who: Caller, env: Mapping[str, str]) -> No
 
 
 def require_image(environment: Environment, echo: Callable[[str], None] = print) -> None:
-    """Raise UserError unless the environment's image is here; an image of an older lock is named and used."""
+    """Raise UserError unless the environment's image is here; one of an older lock or source is named and used."""
     name = labels.image_name(environment.name)
     found = containers.image(name)
     if found is None:
         raise UserError(f"Image {name} is not here. Make it with `invoke build --gpu {environment.name}`.")
+    renew = f"`invoke build --gpu {environment.name}` renews it."
     lock = containers.label(found.attrs, labels.LOCK)
     if lock != environment.lock_hash:
-        echo(
-            f"{name} was built from lock {lock or 'unknown'}, the clone's is {environment.lock_hash}: "
-            f"`invoke build --gpu {environment.name}` renews it."
-        )
+        echo(f"{name} was built from lock {lock or 'unknown'}, the clone's is {environment.lock_hash}: {renew}")
+    elif containers.label(found.attrs, labels.SOURCE) != images.source_hash():
+        echo(f"{name} holds another source than the clone: {renew} That takes seconds.")
 
 
 def overrides(environment: Environment, repository: Path = REPOSITORY) -> dict[str, str]:
@@ -128,6 +141,26 @@ def service_command(
         if not (sys.stdout.isatty() if terminal is None else terminal):
             words += ["--no-TTY"]
     return [*words, service, *arguments]
+
+
+def run_detached(environment: Environment, arguments: Sequence[str], name: str = "", local: bool = False) -> str:
+    """Start a training run that outlives the caller, and return its name (the time when none is given).
+
+    Raises UserError for ``local``, for a name that is taken or that Docker refuses, and as ``run_service`` does.
+    """
+    if local:
+        raise UserError("--detach runs in a container, --local in none. Leave one of them out.")
+    name = name or time.strftime("%Y%m%d-%H%M%S")
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", name):
+        raise UserError(f"'{name}' cannot name a run. Use letters, digits, dots and dashes.")
+    if name in {one.labels[labels.RUN] for one in containers.runs(everything=True)}:
+        raise UserError(
+            f"There is a run '{name}' already. `invoke stop --name {name}` removes it; or take another name."
+        )
+    code = run_service(environment, "train", arguments, detached_name=name)
+    if code:
+        raise UserError(f"The run did not start: `docker compose` ended with code {code}; its reason is above.")
+    return name
 
 
 def run_service(

@@ -5,6 +5,7 @@ Docker's SDK cannot speak BuildKit, so the build is a printed ``docker buildx bu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -91,6 +92,15 @@ def revision(repository: Path = REPOSITORY) -> str:
     return head.stdout.strip() + ("-dirty" if changed.strip() else "")
 
 
+def source_hash(repository: Path = REPOSITORY) -> str:
+    """First 12 hexadecimal digits of a sha256 over the package's files, names included."""
+    digest = hashlib.sha256()
+    files = (path for path in (repository / "vla_ft").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(repository)}\0{wheelhouse.sha256(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
 def secrets(options: Options) -> dict[str, Path]:
     """Build secrets by the ids that the Dockerfile mounts."""
     found = {"ca": ca_bundle(options.ca_bundle)}
@@ -115,6 +125,7 @@ def arguments(environment: Environment, table: Table, chosen: attention.Attentio
         "CUDA": environment.cuda or "",
         "SM": ",".join(environment.sm),
         "CARDS": ",".join(cards),
+        "SOURCE": source_hash(),
         "REVISION": commit,
         "VERSION": vla_ft.__version__,
     }

@@ -15,6 +15,8 @@ ATTENTION = "vla_ft.attention"
 """Attention backends inside, fastest first, comma separated."""
 CARDS = "vla_ft.cards"
 """Cards whose code the image holds, comma separated."""
+SOURCE = "vla_ft.source"
+"""``images.source_hash`` at build time: whether an image runs the clone's present source."""
 REVISION = "org.opencontainers.image.revision"
 BASE = "org.opencontainers.image.base.name"
 

@@ -1,0 +1,100 @@
+"""What a build is told, from the table alone, and how its failures are put into words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vla_ft.environment.table import REPOSITORY, load_table
+from vla_ft.errors import UserError
+from vla_ft.host import images
+from vla_ft.host.attention import Attention
+
+SDPA = Attention(("sdpa", "eager"), "", None, "")
+
+
+@pytest.mark.parametrize("name", [environment.name for environment in load_table().environments])
+def test_arguments_come_from_the_table(name: str) -> None:
+    table = load_table()
+    environment = table.environment(name)
+    found = images.arguments(environment, table, SDPA, "abc")
+    assert found["TORCH"] == environment.torch and found["LOCK"] == environment.lock_hash
+    assert found["NVIDIA_VISIBLE_DEVICES"] == ("all" if environment.cuda else "void")
+    cards = set(filter(None, found["CARDS"].split(",")))
+    assert {card.name for card in table.cards_of(name)} - cards == set() or name == "cpu"
+    assert all(environment.holds(table.card(card).compute_capability) for card in cards)
+
+
+def test_every_argument_is_declared_in_the_dockerfile() -> None:
+    table = load_table()
+    text = (REPOSITORY / "docker" / "Dockerfile").read_text()
+    declared = set(re.findall(r"^ARG (\w+)", text, re.MULTILINE))
+    assert set(images.arguments(table.environment("cu128"), table, SDPA, "abc")) | {"BASE"} == declared
+
+
+def test_command_names_secrets_by_file_and_never_by_content(tmp_path: Path) -> None:
+    secret = tmp_path / "ca.pem"
+    secret.write_text("CONTENT")
+    words = images.command("vla_ft:x", {"ENVIRONMENT": "cpu"}, {"ca": secret}, "local/debian:bookworm")
+    assert words[:3] == ["docker", "buildx", "build"] and words[-1] == "."
+    assert words[words.index("--secret") + 1] == f"id=ca,src={secret}"
+    assert "BASE=local/debian:bookworm" in words and not [word for word in words if "CONTENT" in word]
+
+
+def test_without_a_base_the_dockerfile_pins_one_by_digest() -> None:
+    assert not [word for word in images.command("x", {}, {}, None) if word.startswith("BASE=")]
+    text = (REPOSITORY / "docker" / "Dockerfile").read_text()
+    assert re.search(r"^ARG BASE=\S+@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+
+
+def test_ca_bundle_is_the_one_of_ssl_cert_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("x")
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    assert images.ca_bundle(None) == bundle
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert images.ca_bundle(None) is None
+    with pytest.raises(UserError, match="does not exist"):
+        images.ca_bundle(str(tmp_path / "absent.pem"))
+    bundle.write_bytes(b"x" * (images.MAXIMUM_SECRET + 1))
+    with pytest.raises(UserError, match=str(images.MAXIMUM_SECRET)):
+        images.ca_bundle(str(bundle))
+
+
+@pytest.mark.parametrize(
+    ("output", "kind", "words"),
+    [
+        ("------\n > [internal] load metadata for docker.io/library/x:1:\n", UserError, "invoke base"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM\n", images.BuildFailed, "not the one that the lock names"),
+        ("OSError: [Errno 28] No space left on device\n", UserError, "docker builder prune"),
+        ("SSLError(SSLCertVerificationError: CERTIFICATE_VERIFY_FAILED)\n", UserError, "--ca-bundle"),
+        ("gcc: boom\n", images.BuildFailed, "build.log"),
+    ],
+)
+def test_failures_say_what_to_do(output: str, kind: type[Exception], words: str, tmp_path: Path) -> None:
+    error = images.explain(output, None, tmp_path / "build.log")
+    assert type(error) is kind and words in str(error)
+
+
+def test_source_hash_follows_content_and_names(tmp_path: Path) -> None:
+    package = tmp_path / "vla_ft"
+    package.mkdir()
+    (package / "a.py").write_text("1")
+    first = images.source_hash(tmp_path)
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "a.pyc").write_text("x")
+    assert images.source_hash(tmp_path) == first
+    (package / "a.py").rename(package / "b.py")
+    renamed = images.source_hash(tmp_path)
+    (package / "b.py").write_text("2")
+    assert len({first, renamed, images.source_hash(tmp_path)}) == 3
+
+
+def test_build_context_admits_only_what_is_named() -> None:
+    """Runs, data, secrets and environments lie in the clone; the ignore file starts from nothing."""
+    lines = [line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    admitted = {line[1:].split("/")[0] for line in lines if line.startswith("!")}
+    assert lines[0] == "*"
+    assert admitted == {"docker", "envs", "vla_ft", "tests", "pyproject.toml", "README.md", "LICENSE"}
