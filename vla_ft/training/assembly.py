@@ -47,7 +47,7 @@ class Run:
 
 
 def assemble(config: RunConfig, engine: Engine) -> Run:
-    """Open the data, build the model with its starting weights on the engine's device, and its optimizer. Collective."""
+    """Open the data, build the model with its starting weights on the engine's device, the optimizer. Collective."""
     reader, path = _open(config, engine)
     split = split_episodes(len(reader.lengths), fraction=config.data.validation_fraction, seed=config.seed)
     # One process reads the columns of the whole set; the others get its numbers, or its error.
