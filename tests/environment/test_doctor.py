@@ -1,4 +1,8 @@
-"""The doctor and the choice of an environment, judged on recorded answers of machines that are not here."""
+"""The doctor and the choice of an environment, judged on the answers of machines that are not here.
+
+The files in ``recorded/`` have the form of ``invoke doctor --record``; they were composed from what such machines are
+known to report, not captured on them.
+"""
 
 from __future__ import annotations
 

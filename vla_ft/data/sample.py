@@ -36,7 +36,7 @@ class Sample(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetDescription:
-    """What a dataset's numbers mean. It travels with every checkpoint, so that a policy cannot be run on the wrong robot.
+    """What a dataset's numbers mean. It travels with checkpoints, so that no policy runs on the wrong robot.
 
     ``cameras`` maps a name to (height, width) in pixels. Names and units have one entry per dimension.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,22 +79,62 @@ class DatasetStatistics:
         return cls(features=features, source_hash=data["source_hash"])
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(self.to_json(), indent=1))
+        """Write as JSON; a reader sees the old file or the whole new one."""
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        try:
+            unfinished.write_text(json.dumps(self.to_json(), indent=1))
+            os.replace(unfinished, path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise UserError(
+                f"Cannot write statistics to {path}: {error}. Expected a writable folder with space left."
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> DatasetStatistics:
-        """Read what ``save`` wrote. Raises UserError when the file is missing: a policy is useless without it."""
+        """Read what ``save`` wrote. Raises UserError when it is missing or damaged: a policy is useless without it."""
         if not path.is_file():
             raise UserError(
                 f"No statistics at {path}. A policy cannot be un-normalised without them; "
                 "restore statistics.json from the run that trained it."
             )
-        return cls.from_json(json.loads(path.read_text()))
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} holds no statistics ({type(error).__name__}: {error}). Expected what training wrote there: "
+                "restore it from the run."
+            ) from error
+
+
+def cached_statistics(reader: EpisodeReader, episodes: Sequence[int], path: Path) -> DatasetStatistics:
+    """Statistics from ``path`` when they come from this very data and these episodes; otherwise compute and save them.
+
+    A file that is damaged or of other data is replaced: it is a cache, not a source. Raises like
+    ``compute_statistics`` and ``save``.
+    """
+    if path.is_file():
+        with contextlib.suppress(UserError):
+            kept = DatasetStatistics.load(path)
+            if kept.source_hash == source_hash(reader, episodes):
+                return kept
+    statistics = compute_statistics(reader, episodes)
+    statistics.save(path)
+    return statistics
+
+
+def source_hash(reader: EpisodeReader, episodes: Sequence[int]) -> str:
+    """Hash (hex) of the data and of which of its episodes are used."""
+    digest = hashlib.sha256(reader.fingerprint().encode())
+    digest.update(np.asarray(episodes, dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def compute_statistics(reader: EpisodeReader, episodes: Sequence[int]) -> DatasetStatistics:
-    """Statistics over ``episodes``, reading numeric columns only. Raises UserError on NaN/Inf, naming where."""
+    """Statistics over ``episodes``, reading numeric columns only. Raises UserError on NaN/Inf, naming where, and when
+    there are no episodes."""
+    if not len(episodes):
+        raise UserError("No episodes to compute statistics from. Expected at least one training episode.")
     description = reader.description
     names = {"action": description.action_names, "proprio": description.proprio_names}
     columns: dict[str, list[np.ndarray]] = {key: [] for key in FEATURES}
@@ -102,9 +144,7 @@ def compute_statistics(reader: EpisodeReader, episodes: Sequence[int]) -> Datase
             _refuse_non_finite(reader, int(episode), key, values[key], names[key])
             columns[key].append(values[key])
     features = {key: _summarise(np.concatenate(columns[key]), names[key]) for key in FEATURES}
-    digest = hashlib.sha256(reader.fingerprint().encode())
-    digest.update(np.asarray(episodes, dtype=np.int64).tobytes())
-    return DatasetStatistics(features=features, source_hash=digest.hexdigest())
+    return DatasetStatistics(features=features, source_hash=source_hash(reader, episodes))
 
 
 def _summarise(values: np.ndarray, names: tuple[str, ...]) -> FeatureStatistics:

@@ -9,14 +9,19 @@ import numpy as np
 
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.sample import Sample
+from vla_ft.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSpec:
-    """Which steps around an observation a policy sees: ``observation_steps`` ending at it, ``action_horizon`` from it."""
+    """Which steps a policy sees: ``observation_steps`` ending at an observation, ``action_horizon`` from it."""
 
     observation_steps: int = 1
     action_horizon: int = 1
+
+    def __post_init__(self) -> None:
+        if self.observation_steps < 1 or self.action_horizon < 1:
+            raise UserError(f"{self} is impossible. Expected at least 1 observation step and 1 action step.")
 
 
 class WindowIndex:
@@ -42,7 +47,13 @@ class WindowIndex:
 
 
 def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowSpec, keys: Sequence[str]) -> Sample:
-    """Read one sample. ``keys`` are observation keys; images are decoded for the observation window alone."""
+    """Read one sample. ``keys`` are observation keys; images are decoded for the observation window alone.
+
+    The chunk starts at ``max(0, step + reader.action_offset)``, as in the published ALOHA reader; where that is before
+    the observation, the episode's end is reached one step later. Raises IndexError for a step outside the episode.
+    """
+    if not 0 <= step < reader.lengths[episode]:
+        raise IndexError(f"step {step} of {reader.name_of(episode)}, which has {reader.lengths[episode]}")
     length = int(reader.lengths[episode])
     observed = np.arange(step - window.observation_steps + 1, step + 1)
     start = max(0, step + reader.action_offset)

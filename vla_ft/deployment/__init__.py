@@ -1,1 +1,1 @@
-"""From a trained policy to a robot: how predictions become executed actions."""
+"""From a checkpoint to actions in robot units."""

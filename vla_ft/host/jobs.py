@@ -34,13 +34,13 @@ class Job:
 
 
 def smoke(overrides: Sequence[str] = ()) -> Job:
-    """A few real optimizer steps of ACT on mock data."""
-    return Job("vla_ft", ("train", "recipe=smoke", "output=runs/smoke", *overrides), service="smoke")
+    """A short run of every policy on mock data."""
+    return Job("vla_ft", ("smoke", *overrides), service="smoke")
 
 
 def train(arguments: Sequence[str]) -> Job:
     """A training run; without arguments, the default recipe on mock data."""
-    return Job("vla_ft", ("train", *(arguments or ("recipe=act",))), service="train", in_clone=False)
+    return Job("vla_ft", ("train", *arguments), service="train", in_clone=False)
 
 
 def record(arguments: Sequence[str]) -> Job:

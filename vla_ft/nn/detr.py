@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -83,7 +84,7 @@ class DecoderLayer(FeedForward):
         return self.dropout(self.multihead_attn(x + queries, keys, memory, need_weights=False)[0])
 
     def forward(self, x: Tensor, queries: Tensor, memory: Tensor, keys: Tensor) -> Tensor:
-        """``x`` [B, K, D], its positions ``queries`` [1, K, D], ``memory`` [B, L, D], ``keys``: memory and positions."""
+        """``x`` [B, K, D], its positions ``queries`` [1, K, D], ``memory`` [B, L, D]; ``keys``: memory + positions."""
         if self.pre_norm:
             x = x + self._attend_self(self.norm1(x), queries)
             x = x + self._attend_memory(self.norm2(x), queries, memory, keys)
@@ -118,8 +119,8 @@ class Decoder(nn.Module):
 
     def forward(
         self, x: Tensor, queries: Tensor, memory: Tensor, positions: Tensor, depth: int | None = None
-    ) -> list[Tensor]:
-        """The normed output [B, K, D] of each of the first ``depth`` layers (None: of all).
+    ) -> Tensor:
+        """The normed outputs of the first ``depth`` layers (None: of all), stacked [layers, B, K, D].
 
         ``x`` [B, K, D], ``queries`` [1, K, D], ``memory`` [B, L, D], ``positions`` of the memory [1 or B, L, D].
         """
@@ -128,7 +129,7 @@ class Decoder(nn.Module):
         for layer in self.layers[:depth]:
             x = layer(x, queries, memory, keys)
             outputs.append(self.norm(x))
-        return outputs
+        return torch.stack(outputs)
 
 
 def xavier_uniform_(module: nn.Module) -> None:

@@ -15,7 +15,8 @@ from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.data.windows import WindowSpec
 
 Batch = dict[str, Tensor]
-"""Tensors with the batch dimension first, ready for the model. Keys are the policy's own."""
+"""Tensors with the batch dimension first, ready for the model. Keys are the policy's own, but for two that every batch
+has: ``action`` float [B, horizon, A], normalised, and ``action_pad_mask`` bool [B, horizon], True where real."""
 
 
 @dataclass

@@ -42,8 +42,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds Python objects beside tensors, which loading could execute; it was not read. "
-            "Save its state dict alone: torch.save(model.state_dict(), ...)."
+            f"{path} is no torch file, or holds Python objects beside tensors, which loading could execute; it was "
+            "not read. Save the state dict alone: torch.save(model.state_dict(), ...)."
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{path} is no complete torch file ({error}). Copy or download it again.") from error

@@ -1,4 +1,4 @@
-"""What an ACT model is made of. Every field can be set in a recipe under ``policy.model``."""
+"""What an ACT model is made of. Every field can be set in a recipe under ``model``."""
 
 from __future__ import annotations
 

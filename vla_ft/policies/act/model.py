@@ -97,8 +97,8 @@ class Act(Model):
     def decode(self, memory: Tensor, positions: Tensor) -> Tensor:
         """The decoder output [B, K, D] that the configuration reads.
 
-        With ``decoder_output: first`` the layers after the first are still computed in training, as published: their
-        gradient is then zero, not absent, which AdamW's weight decay and DDP both see.
+        With ``decoder_output: first`` the layers after the first are still computed in training, as published: out of
+        the stack their gradient is zero, not absent, which AdamW's weight decay and DDP both see.
         """
         first = self.config.decoder_output == "first"
         queries = self.queries.weight.unsqueeze(0)

@@ -50,10 +50,10 @@ class VisionTokens(nn.Module):
         """
         if images.dtype != torch.uint8:
             return images
-        scaled = images.permute(0, 3, 1, 2).to(self.project.weight.dtype) / 255
-        if self.image_size is not None:
+        scaled = images.permute(0, 3, 1, 2).float() / 255
+        if self.image_size is not None and self.image_size != scaled.shape[2:]:
             scaled = F.interpolate(scaled, self.image_size, mode="bilinear", align_corners=False, antialias=True)
-        return imagenet_normalize(scaled)
+        return imagenet_normalize(scaled).to(self.project.weight.dtype)
 
     def features(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Trunk output [B, C, h, w] of each camera. Equal sizes go through the trunk in one batch."""

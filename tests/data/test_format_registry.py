@@ -1,0 +1,62 @@
+"""Finding a dataset's format, and refusing what cannot be read in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from episode_sets import SetOnDisk
+
+from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
+from vla_ft.data.formats.registry import open_dataset
+from vla_ft.errors import UserError
+
+
+def test_aloha_is_recognised(aloha_set: SetOnDisk) -> None:
+    assert isinstance(open_dataset(aloha_set.folder), AlohaHdf5Reader)
+    assert isinstance(open_dataset(str(aloha_set.folder / "episode_1.hdf5")), AlohaHdf5Reader)
+    reader = open_dataset(aloha_set.folder, format="aloha_hdf5", cameras=["wrist"], fps=10)
+    assert (list(reader.description.cameras), reader.description.fps) == (["wrist"], 10)
+
+
+def test_names_are_checked(aloha_set: SetOnDisk, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Unknown dataset format 'aloha'\. Did you mean 'aloha_hdf5'"):
+        open_dataset(aloha_set.folder, format="aloha")
+    with pytest.raises(UserError, match="Did you mean 'instruction'"):
+        open_dataset(aloha_set.folder, instructions="x")
+    with pytest.raises(UserError, match="Unknown jpeg_channels"):
+        open_dataset(aloha_set.folder, jpeg_channels="gbr")
+    with pytest.raises(UserError, match="expected steps per second above 0"):
+        open_dataset(aloha_set.folder, fps=-1)
+    with pytest.raises(UserError, match="No dataset at"):
+        open_dataset(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("meta/info.json", "lerobot"), ("rollout_length.npy", "npy"), ("1.0.0/x.tfrecord-00000-of-00001", "rlds")],
+)
+def test_formats_without_a_reader_are_named(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(
+        UserError, match=f"in format '{name}', which this version cannot read yet. It reads: aloha_hdf5"
+    ):
+        open_dataset(tmp_path)
+    with pytest.raises(UserError, match="cannot read yet"):
+        open_dataset(tmp_path, format=name)
+
+
+def test_folders_that_hold_nothing_known(tmp_path: Path, aloha_set: SetOnDisk) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="found nothing, expected for instance episode_"):
+        open_dataset(empty)
+    with pytest.raises(UserError, match="No episodes in"):
+        open_dataset(empty, format="aloha_hdf5")
+    (empty / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"found notes\.txt"):
+        open_dataset(empty)
+    (aloha_set.folder / "rollout_length.npy").touch()
+    with pytest.raises(UserError, match="looks like aloha_hdf5 and npy"):
+        open_dataset(aloha_set.folder)

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import ROOT, TINY, finish, metrics, start
+
+from vla_ft.cli import main
+from vla_ft.config import load_run_config
+from vla_ft.data.formats.writer import EpisodeWriter
+from vla_ft.errors import UserError
+from vla_ft.training.trainer import train
+
+
+def configured(output, *words):
+    return load_run_config([*TINY, f"output={output}", *words])
+
+
+def weights(output, step=8):
+    return load_file(output / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run to the end, in this process."""
+    output = tmp_path_factory.mktemp("run")
+    return train(configured(output)), output
+
+
+@pytest.mark.newcomer
+def test_a_run_leaves_its_folder(finished):
+    report, output = finished
+    assert (report.step, report.interrupted) == (8, None)
+    assert json.loads((output / "config.json").read_text())["steps"] == 8
+    record = json.loads((output / "environment.json").read_text())
+    assert record["torch"] == torch.__version__
+    assert record["packages"]["numpy"] == np.__version__
+    assert list((output / "tensorboard").glob("events.*"))
+    assert (output / "checkpoints" / "latest").read_text() == "step_00000008"
+    steps = [line["step"] for line in metrics(output)]
+    assert steps == list(range(1, 9))
+    assert "validation/action_mae" in metrics(output)[3]
+
+
+@pytest.mark.newcomer
+def test_training_twice_gives_the_same_weights(finished, tmp_path):
+    _, output = finished
+    train(configured(tmp_path))
+    first, second = weights(output), weights(tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_validation_does_not_disturb_the_run(finished, tmp_path):
+    _, output = finished
+    train(configured(tmp_path, "validation.every=1"))
+    assert all(torch.equal(value, weights(tmp_path)[name]) for name, value in weights(output).items())
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    words = ("model.dropout=0", "model.use_vae=false", "model.loss_reduction=all")
+    train(configured(tmp_path / "a", *words, "batch.per_device=4", "batch.accumulation=1"))
+    train(configured(tmp_path / "b", *words, "batch.per_device=2", "batch.accumulation=2"))
+    for one, two in zip(metrics(tmp_path / "a"), metrics(tmp_path / "b"), strict=True):
+        assert one["train/loss"] == pytest.approx(two["train/loss"], rel=2e-4)
+        assert one["train/epoch"] == two["train/epoch"]
+
+
+def test_two_processes_train_like_one(tmp_path):
+    words = ("model.dropout=0", "model.use_vae=false", "model.loss_reduction=all", "batch.accumulation=1")
+    finish(start(tmp_path / "two", *words, "devices=2", "device=cpu"))
+    train(configured(tmp_path / "one", *words, "batch.per_device=4"))
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert one["train/loss"] == pytest.approx(two["train/loss"], rel=2e-4)
+        assert one.get("validation/action_mae", 0) == pytest.approx(two.get("validation/action_mae", 0), rel=2e-4)
+    record = json.loads((tmp_path / "two" / "environment.json").read_text())
+    assert (record["engine"], record["world_size"]) == ("ddp", 2)
+
+
+def test_bf16_trains_close_to_fp32(finished, tmp_path):
+    _, output = finished
+    train(configured(tmp_path, "precision=bf16"))
+    fp32, bf16 = metrics(output)[0]["train/loss"], metrics(tmp_path)[0]["train/loss"]
+    assert bf16 != fp32
+    assert bf16 == pytest.approx(fp32, rel=0.05)
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path).values() if value.is_floating_point())
+
+
+def test_a_frozen_part_does_not_move(tmp_path):
+    train(configured(tmp_path, "freeze=[backbone]", "checkpoint.every=1", "checkpoint.keep_last=8"))
+    first, last = weights(tmp_path, 1), weights(tmp_path, 8)
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    assert moved
+    assert not any(name.startswith("vision.trunk.") for name in moved)
+
+
+def test_longer_training_continues_the_finished_run(tmp_path):
+    train(configured(tmp_path, "steps=4"))
+    report = train(configured(tmp_path, "steps=6"))
+    assert report.step == 6
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_loss_falls_on_mock_data(tmp_path):
+    report = train(configured(tmp_path, "steps=40", "ema=null", "optimizer.lr=1e-3", "validation.every=40"))
+    first = np.mean([line["train/l1"] for line in metrics(tmp_path)[:5]])
+    last = np.mean([line["train/l1"] for line in metrics(tmp_path)[-5:]])
+    assert last < 0.75 * first
+    assert report.metrics["validation/action_l1"] < first
+
+
+# --- users' mistakes: exit code 2, one sentence, nothing half-written ---------------------------------------------------
+
+
+def mistake(capsys, *words):
+    assert main(["train", *words]) == 2
+    return capsys.readouterr().err
+
+
+def test_another_configuration_in_the_same_folder(finished, capsys):
+    _, output = finished
+    message = mistake(capsys, *TINY, f"output={output}", "optimizer.lr=1e-5")
+    assert "optimizer.lr was 0.0003, is 1e-05" in message
+    assert "Choose another output=" in message
+
+
+def test_another_batch_size_in_the_same_folder(finished, capsys):
+    _, output = finished
+    assert "batch.per_device was 2, is 3" in mistake(capsys, *TINY, f"output={output}", "batch.per_device=3")
+
+
+def test_resume_never_protects_a_run(finished, capsys):
+    _, output = finished
+    assert "already holds a run (step_00000008)" in mistake(capsys, *TINY, f"output={output}", "resume=never")
+
+
+def test_resume_from_nowhere(tmp_path, capsys):
+    assert "no such checkpoint" in mistake(capsys, *TINY, f"output={tmp_path}", f"resume={tmp_path / 'step_9'}")
+
+
+def test_checkpoint_of_another_policy(finished, tmp_path, capsys):
+    _, output = finished
+    shutil.copytree(output, tmp_path / "run")
+    manifest = tmp_path / "run" / "checkpoints" / "step_00000008" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"policy": "act"', '"policy": "rdt"'))
+    message = mistake(capsys, *TINY, f"output={tmp_path / 'run'}", "steps=9")
+    assert "is of policy 'rdt', this run trains 'act'" in message
+
+
+def test_a_damaged_checkpoint_is_named_with_the_way_out(finished, tmp_path, capsys):
+    _, output = finished
+    shutil.copytree(output, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "step_00000008" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    message = mistake(capsys, *TINY, f"output={tmp_path / 'run'}", "steps=9")
+    assert "optimizer.safetensors" in message
+    assert "resume=" in message
+
+
+def test_missing_data(tmp_path, capsys):
+    message = mistake(capsys, "recipe=act", f"data.path={tmp_path / 'nowhere'}", f"output={tmp_path / 'run'}")
+    assert "No dataset at" in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def write_set(folder, episodes=3, poison=None):
+    for number in range(episodes):
+        with EpisodeWriter(folder, cameras={"top": (32, 32)}, sim=True) as writer:
+            for step in range(10):
+                action = np.zeros(14)
+                if (number, step) == poison:
+                    action[3] = np.nan
+                image = {"top": np.zeros((32, 32, 3), np.uint8)}
+                writer.add(qpos=np.ones(14) * step, qvel=np.zeros(14), images=image, action=action)
+    return folder
+
+
+def test_nan_actions_are_found_before_training(tmp_path, capsys):
+    data = write_set(tmp_path / "data", poison=(1, 4))
+    message = mistake(capsys, *TINY, f"data.path={data}", "data.validation_fraction=0", f"output={tmp_path / 'run'}")
+    assert "episode_1.hdf5" in message
+    assert "at step 4 is nan" in message
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, capsys):
+    message = mistake(capsys, *TINY, f"output={tmp_path}", "optimizer.lr=1e30", "optimizer.clip_grad_norm=null")
+    assert "is not finite" in message
+    assert "episode_" in message
+    for folder in (tmp_path / "checkpoints").glob("step_*"):
+        step = int(folder.name[5:])
+        assert all(torch.isfinite(v).all() for v in weights(tmp_path, step).values() if v.is_floating_point())
+
+
+def test_a_mistake_on_two_processes_is_said_once(tmp_path):
+    out = finish(start(tmp_path, "devices=2", "device=cpu", "data.path=/nowhere"), 2)
+    assert out.count("No dataset at /nowhere") == 1
+    assert "Traceback" not in out
+
+
+def test_unknown_command(capsys):
+    assert main(["trian"]) == 2
+    assert "Did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_help(capsys):
+    assert main(["--help"]) == 0
+    assert "vla-ft COMMAND" in capsys.readouterr().out
+
+
+def test_the_command_line_draws_the_loss(tmp_path, capsys):
+    assert main(["train", *TINY, f"output={tmp_path}", "steps=2"]) == 0
+    assert (tmp_path / "loss.png").stat().st_size > 5000
+    assert "finished step 2; held out: " in capsys.readouterr().out
+
+
+def test_two_runs_in_one_folder_are_refused(finished):
+    from vla_ft.training.checkpointing import sole_writer
+
+    _, output = finished
+    with sole_writer(output), pytest.raises(UserError, match="Another process is training"):
+        train(configured(output, "steps=9"))
+
+

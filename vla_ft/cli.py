@@ -1,0 +1,140 @@
+"""``vla-ft COMMAND recipe=NAME key=value ...``: the only place where planning, training and reporting meet."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from vla_ft.errors import UserError, nearest
+
+USAGE = """vla-ft COMMAND [key=value ...]
+
+  train     recipe=NAME key=value ...     train; without words: recipe=act-mock, a small ACT on mock data
+  smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
+  evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
+  record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
+  mock      output=DIR key=value ...      write a small mock dataset
+  recipes                                 list recipes; `recipes NAME` prints one
+  selftest                                prove this environment: versions, CUDA, architectures, backends, policies
+
+Keys are those of the recipe files (vla_ft/recipes), such as steps=1000, data.path=/data/demos, batch.per_device=4.
+Exit codes: 0 done, 2 a mistake that you can mend, 75 stopped by a signal after a checkpoint (run again to continue)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    command, rest = words[0], words[1:]
+    try:
+        if command not in COMMANDS:
+            raise UserError(f"Unknown command '{command}'.{nearest(command, COMMANDS)} See `vla-ft --help`.")
+        if any(word in ("-h", "--help") for word in rest):
+            print(USAGE)
+            return 0
+        return COMMANDS[command](rest)
+    except UserError as mistake:
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(2)  # most mistakes hit every process: give the first one the time to say it once, for all
+        print(f"vla-ft: {mistake}", file=sys.stderr)
+        return 2
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from vla_ft.config import load_run_config
+    from vla_ft.training.launch import launch, processes_for
+    from vla_ft.training.resilience import EXIT_INTERRUPTED
+
+    config = load_run_config(arguments)
+    processes = processes_for(config.devices, config.device)
+    if processes > 1:
+        return launch(["train", *arguments], processes)
+
+    from vla_ft.reporting.curves import draw_loss
+    from vla_ft.training.trainer import train
+
+    report = train(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        draw_loss(report.folder)
+        end = f"stopped by {report.interrupted} at" if report.interrupted else "finished"
+        numbers = ", ".join(f"{k.split('/')[1]} {v:.4f}" for k, v in report.metrics.items() if k.startswith("validation/"))
+        print(f"{end} step {report.step}{f'; held out: {numbers}' if numbers else ''}; run folder {report.folder}")
+    return EXIT_INTERRUPTED if report.interrupted else 0
+
+
+def _smoke(arguments: Sequence[str]) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from vla_ft.reporting.curves import draw_loss
+    from vla_ft.training.smoke import smoke
+
+    root = Path(os.environ.get("VLA_FT_RUNS", "runs")) / "smoke"
+    learned = smoke(root, arguments, Console(width=None if sys.stdout.isatty() else 110))
+    for folder in sorted(root.iterdir()):
+        draw_loss(folder)
+    return 0 if learned else 1
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
+
+    print(evaluate(from_arguments(EvaluationConfig, arguments, "vla-ft evaluate")))
+    return 0
+
+
+def _record(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.simulation.record import RecordConfig, record
+
+    record(from_arguments(RecordConfig, arguments, "vla-ft record"))
+    return 0
+
+
+def _mock(arguments: Sequence[str]) -> int:
+    from pathlib import Path
+
+    from vla_ft.config import from_arguments
+    from vla_ft.data.mock import MockConfig, write_mock
+
+    outputs = [word for word in arguments if word.startswith("output=")]
+    if len(outputs) != 1:
+        raise UserError("vla-ft mock needs output=DIR, the folder to write.")
+    rest = [word for word in arguments if not word.startswith("output=")]
+    print(write_mock(Path(outputs[0].removeprefix("output=")), from_arguments(MockConfig, rest, "vla-ft mock")))
+    return 0
+
+
+def _recipes(arguments: Sequence[str]) -> int:
+    from vla_ft.config import RECIPES, recipe_names
+    from vla_ft.errors import unknown
+
+    for name in arguments or recipe_names():
+        if name not in recipe_names():
+            raise unknown("recipe", name, recipe_names())
+        text = (RECIPES / f"{name}.yaml").read_text()
+        print(text if arguments else f"{name:<20} {text.splitlines()[0].lstrip('# ')}")
+    return 0
+
+
+def _selftest(arguments: Sequence[str]) -> int:
+    from vla_ft.environment.selftest import main as selftest
+
+    return selftest(list(arguments))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "smoke": _smoke,
+    "evaluate": _evaluate,
+    "record": _record,
+    "mock": _mock,
+    "recipes": _recipes,
+    "selftest": _selftest,
+}

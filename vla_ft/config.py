@@ -1,0 +1,314 @@
+"""A run's configuration: loads a recipe, merges ``key=value`` overrides, checks every key, type and range.
+
+OmegaConf reads and merges; pydantic checks the plain dataclasses below. The ``model`` section is the policy's own
+dataclass, found through the registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from vla_ft.data.mock import MockConfig
+from vla_ft.errors import UserError, nearest, unknown
+from vla_ft.policies.registry import load_policy
+
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "act-mock"
+_STRICT = ConfigDict(extra="forbid")
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which demonstrations, and how they are read."""
+
+    __pydantic_config__ = _STRICT
+
+    path: str
+    """A folder of demonstrations, or ``mock``: a small real dataset is then written into the run folder and read."""
+    format: str = "auto"
+    cameras: tuple[str, ...] | None = None
+    """Cameras to use, in the policy's order; null takes all of the dataset."""
+    fps: float | None = None
+    """Frames per second when the files do not say."""
+    action_offset: int | None = None
+    """Where a chunk starts relative to its observation; null takes what the format says (ALOHA: 0 sim, -1 real)."""
+    validation_fraction: Fraction = 0.1
+    """Share of the *episodes* held out. 0 trains on everything."""
+    workers: NotNegative = 2
+    mock: MockConfig = field(default_factory=MockConfig)
+
+    def reader_options(self) -> dict[str, Any]:
+        """The reader's own options that were given; one that a format does not know is refused by name."""
+        options = {"fps": self.fps, "action_offset": self.action_offset}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Global batch = per_device x accumulation x processes."""
+
+    __pydantic_config__ = _STRICT
+
+    per_device: Positive = 8
+    accumulation: Positive = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """What one named part of a model (``backbone``, ``action``...) does differently."""
+
+    __pydantic_config__ = _STRICT
+
+    lr: Annotated[float, Field(ge=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter, 2019) with optional settings per named part."""
+
+    __pydantic_config__ = _STRICT
+
+    name: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    groups: dict[str, GroupConfig] = field(default_factory=dict)
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning-rate factor as a function of the step: linear warm-up, then constant, linear or cosine decay."""
+
+    __pydantic_config__ = _STRICT
+
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NotNegative = 0
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Factor reached at the last step of ``linear`` and ``cosine``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Exponential moving average of the weights; validation and inference then use it."""
+
+    __pydantic_config__ = _STRICT
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    start_step: NotNegative = 0
+    """Until then the average is a copy of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Where the weights start. Without a path they are fresh, and the banner says so."""
+
+    __pydantic_config__ = _STRICT
+
+    path: str | None = None
+    layout: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """How often a checkpoint is written and how many are kept."""
+
+    __pydantic_config__ = _STRICT
+
+    every: Positive = 500
+    keep_last: Positive = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """How often, and on how many held-out windows (evenly spaced, always the same)."""
+
+    __pydantic_config__ = _STRICT
+
+    every: Positive = 500
+    samples: Positive = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """TensorBoard and metrics.jsonl are always written; W&B when asked."""
+
+    __pydantic_config__ = _STRICT
+
+    every: Positive = 10
+    wandb: Literal["off", "offline", "online"] = "off"
+    project: str = "vla_ft"
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run depends on. It is stored resolved with every checkpoint."""
+
+    __pydantic_config__ = _STRICT
+
+    recipe: str
+    policy: str
+    data: DataConfig
+    steps: Positive
+    output: str
+    model: Any = None
+    """The policy's own dataclass."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """``bf16`` is autocast over float32 weights."""
+    ema: EmaConfig | None = None
+    freeze: tuple[str, ...] = ()
+    """Named parts that get no gradient and no optimizer state."""
+    init: InitConfig = field(default_factory=InitConfig)
+    seed: NotNegative = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Literal["auto"] | Positive = "auto"
+    """Processes on this machine: ``auto`` is one per visible card, or one on the CPU."""
+    deterministic: bool = False
+    """Deterministic kernels. On the CPU a run is bit-exact without it; on a GPU only with it."""
+    resume: str = "auto"
+    """``auto`` continues the run in ``output`` when there is one; ``never`` refuses to; or a checkpoint's path."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, nested as in a recipe."""
+        return dataclasses.asdict(self)
+
+
+def recipe_names() -> list[str]:
+    """Names that ``recipe=`` takes; a path to a YAML file works as well."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_run_config(arguments: Sequence[str]) -> RunConfig:
+    """Build a run's configuration from ``recipe=NAME key=value ...``. Raises UserError on anything unknown or wrong."""
+    pairs = dict(_split(argument) for argument in arguments)
+    recipe = pairs.pop("recipe", DEFAULT_RECIPE)
+    merged = OmegaConf.merge(_read_recipe(recipe), _dotlist(pairs))
+    assert isinstance(merged, DictConfig)
+    values = _to_plain(merged)
+    name = Path(recipe).stem
+    values["recipe"] = name
+    values.setdefault("output", str(Path(os.environ.get("VLA_FT_RUNS", "runs")) / name))
+    return run_config_from_dict(values)
+
+
+def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
+    """Check plain nested values, such as those stored with a checkpoint. Raises UserError."""
+    values = dict(values)
+    model = values.pop("model", None) or {}
+    config = check(RunConfig, values, "the configuration")
+    policy = load_policy(config.policy)
+    return dataclasses.replace(config, model=check(policy.Config, model, f"policy '{config.policy}'", prefix="model."))
+
+
+def check(kind: type[T], values: dict[str, Any], where: str, prefix: str = "") -> T:
+    """Fill the dataclass ``kind`` from plain values. Raises UserError naming every wrong key, what was seen and expected."""
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        lines = [_explain(kind, entry, prefix) for entry in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(lines)) + f"\n(in {where})") from None
+
+
+def from_arguments(kind: type[T], arguments: Sequence[str], where: str) -> T:
+    """Fill a command's own dataclass from ``key=value`` words."""
+    return check(kind, _to_plain(_dotlist(dict(_split(argument) for argument in arguments))), where)
+
+
+def _split(argument: str) -> tuple[str, str]:
+    key, equals, value = argument.partition("=")
+    if not equals or not key:
+        raise UserError(f"Cannot read '{argument}': expected key=value, such as steps=1000 or data.path=/data/demos.")
+    return key, value
+
+
+def _read_recipe(recipe: str) -> DictConfig:
+    path = RECIPES / f"{recipe}.yaml"
+    if recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe)
+        if not path.is_file():
+            raise UserError(f"No recipe file at {path}. Give a path that exists, or one of: {', '.join(recipe_names())}.")
+    elif not path.is_file():
+        raise unknown("recipe", recipe, recipe_names())
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # the YAML library's errors have no common base that OmegaConf exports
+        raise UserError(f"Recipe {path} is not valid YAML: {error}") from None
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"Recipe {path} holds a {type(loaded).__name__}, expected a mapping of keys to values.")
+    return loaded
+
+
+def _dotlist(pairs: dict[str, str]) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([f"{key}={value}" for key, value in pairs.items()])
+    except Exception as error:  # as above
+        raise UserError(f"Cannot read the overrides {' '.join(f'{k}={v}' for k, v in pairs.items())}: {error}") from None
+
+
+def _to_plain(config: DictConfig) -> dict[str, Any]:
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"The configuration cannot be resolved: {error}") from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _explain(kind: type, entry: Any, prefix: str) -> str:
+    """One sentence for one of pydantic's errors."""
+    path = [str(part) for part in entry["loc"]]
+    key = prefix + ".".join(path)
+    if entry["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = [prefix + name for name in _keys(kind)]
+        hint = nearest(key, known)
+        if not hint and len(path) > 1:
+            siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+            close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.3)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+        return f"Unknown key '{key}'.{hint}"
+    if entry["type"] in ("missing", "missing_argument"):
+        return f"Key '{key}' is missing: give {key}=... on the command line or in the recipe."
+    message = entry["msg"][0].lower() + entry["msg"][1:]
+    expected = entry.get("ctx", {}).get("expected")
+    hint = nearest(str(entry["input"]), str(expected).replace("'", "").replace(" or ", ", ").split(", ")) if expected else ""
+    return f"Key '{key}' is {entry['input']!r}: {message}.{hint}"
+
+
+def _keys(kind: Any) -> list[str]:
+    """Dotted names of a dataclass's fields, nested ones included."""
+    names = []
+    for item in dataclasses.fields(kind):
+        names.append(item.name)
+        default = item.default_factory if item.default_factory is not dataclasses.MISSING else None
+        nested = default if dataclasses.is_dataclass(default) else _NESTED.get(item.name)
+        if nested is not None:
+            names += [f"{item.name}.{name}" for name in _keys(nested)]
+    return names
+
+
+_NESTED = {"data": DataConfig, "ema": EmaConfig}

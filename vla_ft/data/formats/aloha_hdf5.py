@@ -1,0 +1,226 @@
+"""Reader of ALOHA demonstrations: a folder of ``episode_<number>.hdf5`` files (tonyzhaozh/act, act-plus-plus)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from vla_ft.data.formats.aloha_layout import (
+    COLUMNS,
+    IMAGES,
+    EpisodeHeader,
+    check_agreement,
+    inspect_episode,
+    list_episodes,
+)
+from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.hdf5_files import OpenFiles, open_hdf5
+from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
+from vla_ft.errors import UserError, unknown
+
+DEFAULT_FPS = 50.0
+ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+
+
+class AlohaHdf5Reader(EpisodeReader):
+    """Random access to ALOHA episodes of any lengths, with raw or per-frame encoded images.
+
+    Opening reads shapes and attributes alone (and, for encoded frames, the header of the first one). ``action`` is
+    ``/action`` and ``proprio`` is ``/observations/qpos``, cast to float32. Episodes with ``sim`` false start their
+    action chunks one step early, as the published reader does.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        cameras: Sequence[str] | None = None,
+        fps: float | None = None,
+        sim: bool | None = None,
+        instruction: str = "",
+        name: str | None = None,
+        jpeg_channels: Literal["rgb", "bgr"] = "rgb",
+        open_files: int = 8,
+    ) -> None:
+        """Open a folder or a single file. Raises UserError for a set that is missing, damaged or disagrees.
+
+        ``cameras``: which to read, all by default. ``fps``: steps per second; the files' attribute ``fps`` or 50 by
+        default. ``sim``: for files without that attribute. ``instruction``: for files without the attribute
+        ``language_instruction``. ``jpeg_channels``: ``bgr`` for recorders that gave RGB frames to OpenCV's encoder,
+        which takes them for BGR (Physical-Intelligence/openpi#304, RoboTwin-Platform/RoboTwin#473).
+        """
+        if jpeg_channels not in ("rgb", "bgr"):
+            raise unknown("jpeg_channels", jpeg_channels, ("rgb", "bgr"))
+        self.path = Path(path)
+        self.jpeg_channels = jpeg_channels
+        headers = [inspect_episode(p) for p in list_episodes(self.path)]
+        chosen = _choose_cameras(headers, cameras)
+        check_agreement(headers, chosen)
+        self.paths = [h.path for h in headers]
+        self.lengths = np.array([h.length for h in headers], dtype=np.int64)
+        self.action_offset = 0 if _is_sim(headers, sim) else -1
+        self._instructions = [h.instruction or instruction for h in headers]
+        self._files = OpenFiles(open_files)
+        self._fingerprint: str | None = None
+        self._encoded = {camera for camera in chosen if headers[0].cameras[camera] is None}
+        sizes = {camera: headers[0].cameras[camera] or self._encoded_size(camera) for camera in chosen}
+        self.description = describe(headers[0], sizes, name or self.path.stem, fps)
+
+    def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """See ``EpisodeReader.read``."""
+        wanted = np.asarray(steps, dtype=np.int64)
+        if wanted.ndim != 1 or (len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.lengths[episode]):
+            raise ValueError(f"steps {wanted} of an episode of {self.lengths[episode]} steps")
+        # HDF5 takes increasing indices without repeats; a slice is much faster than a list.
+        rows, places = np.unique(wanted, return_inverse=True)
+        in_place = len(rows) == len(wanted) and bool((places == np.arange(len(wanted))).all())
+        file = self._files.get(self.paths[episode])
+        result = {}
+        for key in keys:
+            values = self._read_rows(file, episode, rows, key)
+            result[key] = values if in_place else values[places]
+        return result
+
+    def instruction(self, episode: int) -> str:
+        """See ``EpisodeReader.instruction``."""
+        return self._instructions[episode]
+
+    def name_of(self, episode: int) -> str:
+        """The episode's file name."""
+        return self.paths[episode].name
+
+    def fingerprint(self) -> str:
+        """Hash of names, lengths, ``sim`` and all action and qpos values in float32; computed once.
+
+        Neither file times nor images enter, so that a copied or recompressed set keeps its statistics.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256(f"aloha_hdf5 {self.action_offset}".encode())
+            for path, length in zip(self.paths, self.lengths, strict=True):
+                digest.update(f"{path.name} {length}".encode())
+                with open_hdf5(path) as file:
+                    for where in COLUMNS.values():
+                        digest.update(_numbers(file, path, where, slice(None)).tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def close(self) -> None:
+        """Close the files that this process opened; the next read opens them again."""
+        self._files.close()
+
+    def _read_rows(self, file: h5py.File, episode: int, rows: np.ndarray, key: str) -> np.ndarray:
+        """Values at increasing ``rows`` without repeats."""
+        path = self.paths[episode]
+        contiguous = len(rows) > 0 and rows[-1] - rows[0] + 1 == len(rows)
+        selection = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
+        if key in COLUMNS:
+            return _numbers(file, path, COLUMNS[key], selection)
+        camera = key.removeprefix(IMAGE_PREFIX)
+        if not key.startswith(IMAGE_PREFIX) or camera not in self.description.cameras:
+            raise unknown("feature", key, (*COLUMNS, *(IMAGE_PREFIX + c for c in self.description.cameras)))
+        try:
+            if camera not in self._encoded:
+                return file[f"{IMAGES}/{camera}"][selection]
+            height, width = self.description.cameras[camera]
+            frames = np.empty((len(rows), height, width, 3), dtype=np.uint8)
+            for place, row in enumerate(rows):
+                frames[place] = self._decode(file, path, camera, int(row))
+            return frames
+        except (OSError, KeyError) as error:
+            raise _damaged(path, key, rows, error) from error
+
+    def _decode(self, file: h5py.File, path: Path, camera: str, row: int) -> np.ndarray:
+        with _open_frame(file, camera, row) as image:
+            frame = np.asarray(image.convert("RGB"))
+        if frame.shape[:2] != self.description.cameras[camera]:
+            raise UserError(
+                f"{path}: frame {row} of {camera} is {frame.shape[0]} x {frame.shape[1]} pixels, but the set begins "
+                f"with {'{} x {}'.format(*self.description.cameras[camera])}. Remove the episode, or resize its frames."
+            )
+        return frame[..., ::-1] if self.jpeg_channels == "bgr" else frame
+
+    def _encoded_size(self, camera: str) -> tuple[int, int]:
+        with open_hdf5(self.paths[0]) as file:
+            try:
+                with _open_frame(file, camera, 0) as image:
+                    return image.height, image.width
+            except OSError as error:
+                raise _damaged(self.paths[0], IMAGE_PREFIX + camera, np.zeros(1, np.int64), error) from error
+
+
+def describe(
+    header: EpisodeHeader, cameras: dict[str, tuple[int, int]], name: str, fps: float | None
+) -> DatasetDescription:
+    """The description of an ALOHA set. 14 dimensions get ALOHA's names (left arm, then right); others are numbered."""
+    rate = float(fps or header.fps or DEFAULT_FPS)
+    if rate <= 0:
+        raise UserError(f"data.fps is {rate}, expected steps per second above 0, such as {DEFAULT_FPS:g}.")
+    parts: dict[str, Any] = {}
+    for part, width in (("action", header.action_dim), ("proprio", header.proprio_dim)):
+        names = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in ARM_JOINTS)
+        if width != len(names):
+            names = tuple(f"{part}_{i}" for i in range(width))
+        parts[f"{part}_names"] = names
+        parts[f"{part}_units"] = tuple(_unit(n) for n in names)
+    return DatasetDescription(
+        name=name,
+        cameras=cameras,
+        **parts,
+        action_kind="joint",
+        action_mode="absolute",
+        gripper="0 closed, 1 open" if header.action_dim == 2 * len(ARM_JOINTS) else "unknown",
+        fps=rate,
+    )
+
+
+def _unit(name: str) -> str:
+    if name.startswith(("left_", "right_")):
+        return "fraction" if name.endswith("gripper") else "rad"
+    return "unknown"
+
+
+def _choose_cameras(headers: Sequence[EpisodeHeader], asked: Sequence[str] | None) -> tuple[str, ...]:
+    present = dict.fromkeys(camera for h in headers for camera in h.cameras)
+    for camera in asked or ():
+        if camera not in present:
+            raise unknown("camera", camera, present)
+    return tuple(present) if asked is None else tuple(dict.fromkeys(asked))
+
+
+def _is_sim(headers: Sequence[EpisodeHeader], told: bool | None) -> bool:
+    """``check_agreement`` has made sure that all say the same."""
+    seen = headers[0].sim
+    if seen is None and told is None:
+        raise UserError(
+            f"{headers[0].path} has no attribute sim, which says whether actions begin with their observation (true) "
+            "or one step early (false, real robots). Say which with data.sim=true or data.sim=false."
+        )
+    if seen is not None and told is not None and seen != told:
+        raise UserError(f"data.sim is {told}, but {headers[0].path} says sim={seen}. Leave data.sim out.")
+    return bool(told if seen is None else seen)
+
+
+def _numbers(file: h5py.File, path: Path, where: str, selection: slice | np.ndarray) -> np.ndarray:
+    try:
+        return file[where][selection].astype(np.float32)
+    except (OSError, KeyError) as error:
+        raise _damaged(path, where, selection, error) from error
+
+
+def _open_frame(file: h5py.File, camera: str, row: int) -> Image.Image:
+    """Rows are bytes, or uint8 with zeros after the end of the picture; Pillow stops at the end by itself."""
+    stored = file[f"{IMAGES}/{camera}"][row]
+    return Image.open(io.BytesIO(stored if isinstance(stored, bytes) else stored.tobytes()))
+
+
+def _damaged(path: Path, key: str, rows: object, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: cannot read {key} at steps {rows}: {error}. Damaged: copy the file again, or remove it from the set."
+    )

@@ -1,0 +1,70 @@
+"""HDF5 files opened once per process, a bounded number at a time, with damage told in words."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import h5py
+
+from vla_ft.errors import UserError
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open for reading. Raises UserError when the file is gone, unreadable or no whole HDF5 file.
+
+    Without HDF5's own lock: it fails on read-only and some network mounts, and episodes are published whole.
+    """
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if not path.is_file():
+            seen = "it does not exist"
+        elif not os.access(path, os.R_OK):
+            seen = "this user may not read it"
+        else:
+            seen = f"{path.stat().st_size} bytes that HDF5 refuses ({error})"
+        raise UserError(
+            f"Cannot open {path}: {seen}. Expected a whole HDF5 file: copy it again, or remove it from the set."
+        ) from error
+
+
+class OpenFiles:
+    """The most recently used files of this process, at most ``limit``.
+
+    A worker that was forked starts with none (HDF5 handles must not be shared between processes), and pickling carries
+    none, so a reader that holds this works in forked and spawned workers alike.
+    """
+
+    def __init__(self, limit: int = 8) -> None:
+        self.limit = limit
+        self._files: OrderedDict[Path, h5py.File] = OrderedDict()
+        self._process = os.getpid()
+
+    def get(self, path: Path) -> h5py.File:
+        """The open file at ``path``. Raises UserError like ``open_hdf5``."""
+        if self._process != os.getpid():
+            self._files, self._process = OrderedDict(), os.getpid()
+        if path not in self._files:
+            while len(self._files) >= self.limit:
+                self._files.popitem(last=False)[1].close()
+            self._files[path] = open_hdf5(path)
+        self._files.move_to_end(path)
+        return self._files[path]
+
+    def close(self) -> None:
+        """Close every file that this process opened."""
+        if self._process == os.getpid():
+            for file in self._files.values():
+                file.close()
+        self._files = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._files) if self._process == os.getpid() else 0
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"limit": self.limit}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(**state)  # type: ignore[misc]

@@ -1,0 +1,62 @@
+"""Format names and how a dataset's format is recognised. A new format is a file in this folder and a line here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
+from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.errors import UserError, unknown
+
+READERS: dict[str, type[EpisodeReader]] = {"aloha_hdf5": AlohaHdf5Reader}
+"""Format name -> reader, constructed as ``Reader(path, cameras=..., **options)``."""
+
+SIGNS: dict[str, Callable[[Path], bool]] = {
+    "aloha_hdf5": lambda p: p.suffix == ".hdf5" if p.is_file() else any(p.glob("episode_*.hdf5")),
+    "npy": lambda p: p.is_dir() and (p / "rollout_length.npy").is_file(),
+    "lerobot": lambda p: p.is_dir() and (p / "meta" / "info.json").is_file(),
+    "rlds": lambda p: p.is_dir() and any(p.rglob("*.tfrecord*")),
+}
+"""Format name -> whether a path looks like it. Formats without a reader are told by name instead of misread."""
+
+
+def open_dataset(
+    path: Path | str, format: str = "auto", cameras: Sequence[str] | None = None, **options: Any
+) -> EpisodeReader:
+    """Open a dataset for reading; ``auto`` recognises its format by what lies there.
+
+    ``options`` are the reader's own keyword arguments. Raises UserError for a path that is missing, a format that is
+    unknown or cannot be read, an unknown option or camera, and whatever the reader finds wrong.
+    """
+    location = Path(path)
+    if format != "auto" and format not in READERS and format not in SIGNS:
+        raise unknown("dataset format", format, ("auto", *READERS))
+    if not location.exists():
+        raise UserError(f"No dataset at {location}. Expected a folder of demonstrations; check data.path.")
+    name = _recognise(location) if format == "auto" else format
+    if name not in READERS:
+        raise UserError(
+            f"{location} is a dataset in format '{name}', which this version cannot read yet. "
+            f"It reads: {', '.join(READERS)}."
+        )
+    known = [p for p in inspect.signature(READERS[name]).parameters if p not in ("path", "cameras")]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of format {name}", option, known)
+    return READERS[name](location, cameras=cameras, **options)  # type: ignore[call-arg]
+
+
+def _recognise(path: Path) -> str:
+    matches = [name for name, looks_like in SIGNS.items() if looks_like(path)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UserError(f"{path} looks like {' and '.join(matches)}. Say which with data.format={matches[0]}.")
+    found = sorted(p.name for p in path.iterdir())[:5] if path.is_dir() else [path.name]
+    raise UserError(
+        f"{path} looks like no known dataset: found {', '.join(found) or 'nothing'}, expected for instance "
+        f"episode_<number>.hdf5 files. Check data.path, or say data.format={' or '.join(READERS)}."
+    )

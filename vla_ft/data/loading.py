@@ -1,0 +1,240 @@
+"""From a reader to batches: a resumable training stream and a fixed validation subset.
+
+Which samples a batch holds is a pure function of (seed, position) (``vla_ft.data.order``), so a run's place in its data
+is one integer: no loader or worker has a state to save. To resume, build the loader at the position.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.order import BatchPlan, shuffled
+from vla_ft.data.sample import IMAGE_PREFIX, Sample
+from vla_ft.data.windows import WindowIndex, WindowSpec, build_sample
+from vla_ft.errors import UserError, nearest
+
+Batch = dict[str, torch.Tensor]
+
+
+class Collator(Protocol):
+    """What loading needs of a policy's Processor: which steps and keys to read, and how samples become a batch."""
+
+    window: WindowSpec
+    keys: tuple[str, ...]
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Normalise and stack samples; runs in the workers."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A user's mistake met in a worker, on its way to the main process, where it is raised in its own words."""
+
+    message: str
+
+
+class WindowDataset(Dataset[Sample]):
+    """Samples of a fixed list of windows. ``windows``: int64 [n], indices into ``index``."""
+
+    def __init__(
+        self, reader: EpisodeReader, index: WindowIndex, window: WindowSpec, keys: Sequence[str], windows: np.ndarray
+    ) -> None:
+        self.reader, self.index, self.window, self.keys = reader, index, window, tuple(keys)
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def resolve(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
+        """(episode, step) of sample numbers."""
+        return [self.index.locate(int(self.windows[n])) for n in numbers]
+
+    def __getitem__(self, number: int) -> Sample:
+        return self._read(*self.resolve([number])[0])
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Sample] | Failure:
+        """The samples of a batch (torch's fetcher calls this)."""
+        try:
+            return [self._read(episode, step) for episode, step in self.resolve(numbers)]
+        except UserError as error:
+            return Failure(str(error))
+
+    def _read(self, episode: int, step: int) -> Sample:
+        try:
+            return build_sample(self.reader, episode, step, self.window, self.keys)
+        except UserError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"sample at step {step} of {self.reader.name_of(episode)} failed: {error}") from error
+
+
+class TrainingStream(WindowDataset):
+    """Samples by global position, endless: sample i of epoch e is the window that ``shuffled`` puts there."""
+
+    def __init__(
+        self, reader: EpisodeReader, index: WindowIndex, window: WindowSpec, keys: Sequence[str], seed: int
+    ) -> None:
+        super().__init__(reader, index, window, keys, np.empty(0, dtype=np.int64))
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Windows of one epoch; positions go on beyond."""
+        return len(self.index)
+
+    def resolve(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
+        """(episode, step) of global positions."""
+        return [self.index.locate(int(w)) for w in shuffled(np.asarray(numbers), len(self.index), self.seed)]
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader that raises a worker's UserError in its own words and leaves torch's default generator alone."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, Failure):
+                    raise UserError(batch.message)
+                yield batch
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop the workers now. Left to the garbage collector, torch waits 5 s for each when it meets a cycle."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+class _Planned:
+    """A plan as a batch sampler: plain integers for the workers' queues."""
+
+    def __init__(self, plan: BatchPlan, start: int, steps: int | None) -> None:
+        self.plan, self.start, self.steps = plan, start, steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.plan.batches(self.start, self.steps))
+
+
+class _Collate:
+    """The processor's collation, in the worker; it lets failures pass."""
+
+    def __init__(self, processor: Collator) -> None:
+        self.processor = processor
+
+    def __call__(self, samples: list[Sample] | Failure) -> Batch | Failure:
+        if isinstance(samples, Failure):
+            return samples
+        try:
+            return self.processor.collate(samples)
+        except UserError as error:
+            return Failure(str(error))
+
+
+def build_loader(
+    reader: EpisodeReader,
+    episodes: np.ndarray,
+    processor: Collator,
+    plan: BatchPlan,
+    *,
+    seed: int,
+    start: int = 0,
+    steps: int | None = None,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+) -> Loader:
+    """Batches of this rank from global position ``start``, collated by ``processor``: ``plan.accumulation`` batches of
+    ``plan.per_device`` samples an optimizer step, endless unless ``steps`` optimizer steps are asked for.
+
+    The stream runs on over epochs and drops nothing; after an optimizer step the position grows by
+    ``plan.global_batch``, whatever the workers have read ahead. ``len(loader.dataset)`` is the number of windows of an
+    epoch. Raises UserError when the dataset lacks what the processor needs.
+    """
+    index = _index(reader, episodes, processor)
+    dataset = TrainingStream(reader, index, processor.window, processor.keys, seed)
+    options = _options(processor, workers, prefetch, pin_memory, start_method)
+    return Loader(dataset, batch_sampler=_Planned(plan, start, steps), **options)
+
+
+def build_validation_loader(
+    reader: EpisodeReader,
+    episodes: np.ndarray,
+    processor: Collator,
+    *,
+    batch_size: int,
+    windows: int | None = None,
+    world: int = 1,
+    rank: int = 0,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+) -> Loader:
+    """Finite batches over ``windows`` evenly spaced windows of held-out episodes (all by default), the same every time.
+
+    Rank r takes every ``world``-th of them, so ranks may differ by one sample and the last batch may be short: add up
+    sums and counts, not means. Raises UserError like ``build_loader``.
+    """
+    index = _index(reader, episodes, processor)
+    chosen = evenly_spaced(len(index), windows)[rank::world]
+    dataset = WindowDataset(reader, index, processor.window, processor.keys, chosen)
+    options = _options(processor, workers, prefetch, pin_memory, start_method)
+    return Loader(dataset, batch_size=batch_size, shuffle=False, **options)
+
+
+def evenly_spaced(count: int, wanted: int | None) -> np.ndarray:
+    """``wanted`` distinct indices of [0, count), int64, in the middles of equal parts; all of them when fewer exist."""
+    if wanted is None or wanted >= count:
+        return np.arange(count, dtype=np.int64)
+    return (2 * np.arange(wanted, dtype=np.int64) + 1) * count // (2 * wanted)
+
+
+def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Collator) -> WindowIndex:
+    known = ("proprio", *(IMAGE_PREFIX + camera for camera in reader.description.cameras))
+    for key in processor.keys:
+        if key not in known:
+            raise UserError(
+                f"The policy needs '{key}', but dataset {reader.description.name} has {', '.join(known)}."
+                f"{nearest(key, known)} Name the cameras in the policy's configuration as the dataset does."
+            )
+    index = WindowIndex(reader.lengths, episodes)
+    if not len(index):
+        raise UserError(f"No episodes of {reader.description.name} are left to read. Expected at least one.")
+    return index
+
+
+def _options(
+    processor: Collator, workers: int, prefetch: int, pin_memory: bool, start_method: str | None
+) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "collate_fn": _Collate(processor),
+        "pin_memory": pin_memory,
+        # torch draws a seed for the workers, which nothing uses: not from the generator that the model's noise uses.
+        "generator": torch.Generator(),
+    }
+    if workers:
+        options |= {
+            "num_workers": workers,
+            "prefetch_factor": prefetch,
+            "persistent_workers": True,
+            "worker_init_fn": _start_worker,
+            "multiprocessing_context": start_method,
+        }
+    return options
+
+
+def _start_worker(number: int) -> None:
+    # Workers share the cores with each other and the trainer.
+    torch.set_num_threads(1)
+    # Ctrl-C is the trainer's: it ends its workers after the checkpoint that it may still write.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

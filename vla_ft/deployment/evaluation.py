@@ -1,0 +1,123 @@
+"""Action error of a checkpoint on recorded episodes, beside the error of repeating the last action."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field
+
+from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.registry import open_dataset
+from vla_ft.data.loading import evenly_spaced
+from vla_ft.data.split import split_episodes
+from vla_ft.data.windows import WindowIndex, build_sample
+from vla_ft.deployment.predictor import Predictor
+from vla_ft.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What ``vla-ft evaluate`` takes."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    checkpoint: str
+    """A checkpoint, or a run folder for its latest one."""
+    data: str
+    """A dataset of the same robot."""
+    episodes: Literal["held_out", "all"] = "held_out"
+    """``held_out``: the split of the run that trained the checkpoint, valid for the dataset it trained on."""
+    samples: Annotated[int, Field(gt=0)] = 512
+    batch: Annotated[int, Field(gt=0)] = 16
+    device: Literal["cpu", "cuda"] = "cpu"
+    output: str | None = None
+    """Where to write the numbers as JSON."""
+
+
+def evaluate(config: EvaluationConfig) -> str:
+    """Evaluate and return a table as text; raises UserError."""
+    predictor = Predictor.load(Path(config.checkpoint), config.device)
+    data = predictor.config.data
+    reader = open_dataset(config.data, format=data.format, cameras=data.cameras, **data.reader_options())
+    _refuse_other_robot(predictor, reader)
+    episodes = np.arange(len(reader.lengths))
+    if config.episodes == "held_out":
+        split = split_episodes(len(reader.lengths), fraction=data.validation_fraction, seed=predictor.config.seed)
+        episodes = split.validation
+        if not len(episodes):
+            raise UserError("The run held no episodes out (data.validation_fraction=0). Use episodes=all.")
+    numbers = action_errors(predictor, reader, episodes, config.samples, config.batch)
+    numbers |= {"checkpoint": config.checkpoint, "data": config.data, "episodes": episodes.tolist()}
+    if config.output is not None:
+        Path(config.output).write_text(json.dumps(numbers, indent=1))
+    return _table(numbers)
+
+
+def action_errors(
+    predictor: Predictor, reader: EpisodeReader, episodes: np.ndarray, samples: int, batch: int
+) -> dict[str, Any]:
+    """Mean absolute error over evenly spaced windows, per horizon step, steps past an episode's end left out.
+
+    ``policy`` and ``repeat_last_action`` are float lists [horizon] in robot units, ``*_normalized`` the same divided by
+    the training data's standard deviation, which weighs every joint alike. The baseline repeats the action that came
+    just before the chunk; windows at an episode's start have none and are left out.
+    """
+    processor = predictor.processor
+    windows = WindowIndex(reader.lengths, episodes)
+    places = [windows.locate(int(i)) for i in evenly_spaced(len(windows), samples)]
+    places = [(episode, step) for episode, step in places if step + reader.action_offset >= 1]
+    std = np.maximum(processor.statistics["action"].std, 1e-2)
+    totals: dict[str, np.ndarray] = {}
+    for start in range(0, len(places), batch):
+        part = places[start : start + batch]
+        read = [build_sample(reader, e, s, processor.window, processor.keys) for e, s in part]
+        target = np.stack([sample["action"] for sample in read])
+        real = np.stack([sample["action_pad_mask"] for sample in read])[..., None]
+        last = np.stack([_previous_action(reader, e, s) for e, s in part])
+        for name, guess in {"policy": predictor.predict_samples(read), "repeat_last_action": last}.items():
+            error = np.abs(guess - target) * real
+            for key, value in {name: error, f"{name}_normalized": error / std}.items():
+                totals[key] = totals.get(key, 0) + value.mean(-1).sum(0)
+        totals["count"] = totals.get("count", 0) + real[..., 0].sum(0)
+    count = totals.pop("count")
+    overall = {f"{key}_mean": float(value.sum() / count.sum()) for key, value in totals.items()}
+    steps = {key: (value / np.maximum(count, 1)).tolist() for key, value in totals.items()}
+    return {"windows": len(places), **overall, **steps}
+
+
+def _previous_action(reader: EpisodeReader, episode: int, step: int) -> np.ndarray:
+    """float32 [1, A]: the action just before the chunk that starts at ``step``."""
+    return reader.read(episode, np.array([step + reader.action_offset - 1]), ("action",))["action"]
+
+
+def _refuse_other_robot(predictor: Predictor, reader: EpisodeReader) -> None:
+    trained, seen = predictor.description, reader.description
+    for what in ("action_names", "proprio_names", "cameras", "action_kind", "action_mode"):
+        if getattr(trained, what) != getattr(seen, what):
+            raise UserError(
+                f"The checkpoint was trained with {what} {getattr(trained, what)}, this dataset has "
+                f"{getattr(seen, what)}. Give a dataset of the same robot and cameras."
+            )
+
+
+def _table(numbers: dict[str, Any]) -> str:
+    horizon = len(numbers["policy"])
+    marks = sorted({0, horizon // 4, horizon // 2, horizon - 1})
+    heads = ["mean", *(f"step {mark + 1}" for mark in marks)]
+    lines = [
+        f"{numbers['windows']} windows of {len(numbers['episodes'])} episodes; mean absolute error of the action chunk",
+        f"{'':<34}" + "".join(f"{head:>10}" for head in heads),
+    ]
+    for key, title in {
+        "policy": "policy, robot units",
+        "repeat_last_action": "repeat last action, robot units",
+        "policy_normalized": "policy, in standard deviations",
+        "repeat_last_action_normalized": "repeat last action, in std. dev.",
+    }.items():
+        values = [numbers[f"{key}_mean"], *(numbers[key][mark] for mark in marks)]
+        lines.append(f"{title:<34}" + "".join(f"{value:>10.4f}" for value in values))
+    return "\n".join(lines)

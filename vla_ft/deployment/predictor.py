@@ -1,0 +1,93 @@
+"""A trained policy as its users see it: observation and instruction in robot units in, action chunk in robot units out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from vla_ft.checkpoints import AVERAGE, CONFIGURATION, DESCRIPTION, STATISTICS, WEIGHTS, find_checkpoint, verify
+from vla_ft.config import RunConfig, run_config_from_dict
+from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription, Sample
+from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.errors import UserError
+from vla_ft.policies.base import Model, Processor
+from vla_ft.policies.registry import load_policy
+
+
+class Predictor:
+    """A policy with its processor on one device. Without statistics there is none: ``load`` refuses."""
+
+    def __init__(
+        self, config: RunConfig, description: DatasetDescription, processor: Processor, model: Model, device: torch.device
+    ) -> None:
+        self.config, self.description, self.processor = config, description, processor
+        self.model, self.device = model.to(device).eval(), device
+
+    @classmethod
+    def load(cls, checkpoint: Path, device: str = "cpu") -> Predictor:
+        """Read a checkpoint folder, or the latest one of a run folder; averaged weights are used when there are any.
+
+        Raises UserError when it is damaged or incomplete.
+        """
+        path = find_checkpoint(checkpoint)
+        verify(path)
+        config = run_config_from_dict(json.loads((path / CONFIGURATION).read_text()))
+        description = DatasetDescription.from_json(json.loads((path / DESCRIPTION).read_text()))
+        statistics = DatasetStatistics.load(path / STATISTICS)
+        policy = load_policy(config.policy)
+        model = policy.build_model(config.model, description)
+        model.load_state_dict(load_file(path / WEIGHTS))
+        if (path / AVERAGE).is_file():
+            model.load_state_dict(load_file(path / AVERAGE), strict=False)
+        processor = policy.build_processor(config.model, description, statistics)
+        return cls(config, description, processor, model, torch.device(device))
+
+    def predict(self, observation: dict[str, np.ndarray], instruction: str = "") -> np.ndarray:
+        """Action chunk float32 [horizon, A] in robot units.
+
+        ``observation``: ``proprio`` float [P] or [T, P] and ``image_<camera>`` uint8 [H, W, 3] or [T, H, W, 3] for every
+        camera of the policy; T is its observation window, oldest first. Raises UserError on anything else.
+        """
+        window = self.processor.window
+        arrays = {key: self._checked(key, observation) for key in self.processor.keys}
+        sample = Sample(
+            observation={
+                **arrays,
+                "timestep": np.arange(window.observation_steps, dtype=np.int32),
+                "pad_mask": np.ones(window.observation_steps, dtype=bool),
+            },
+            action=np.zeros((window.action_horizon, self.description.action_dim), dtype=np.float32),
+            action_pad_mask=np.zeros(window.action_horizon, dtype=bool),
+            task={"language_instruction": instruction},
+            dataset_name=self.description.name,
+        )
+        return self.predict_samples([sample])[0]
+
+    @torch.no_grad()
+    def predict_samples(self, samples: list[Sample]) -> np.ndarray:
+        """Action chunks float32 [n, horizon, A] in robot units for samples as a dataset gives them."""
+        batch = {key: value.to(self.device) for key, value in self.processor.collate(samples).items()}
+        return self.processor.unnormalize(self.model.sample(batch))
+
+    def _checked(self, key: str, observation: dict[str, np.ndarray]) -> np.ndarray:
+        if key not in observation:
+            raise UserError(f"The observation has no '{key}'. This policy needs: {', '.join(self.processor.keys)}.")
+        value = np.asarray(observation[key])
+        image = key.startswith(IMAGE_PREFIX)
+        if value.ndim == (3 if image else 1):
+            value = value[None]
+        steps = self.processor.window.observation_steps
+        if image:
+            expected: tuple[int, ...] = (steps, *self.description.cameras[key.removeprefix(IMAGE_PREFIX)], 3)
+        else:
+            expected = (steps, self.description.proprio_dim)
+        if value.shape != expected or (image and value.dtype != np.uint8):
+            raise UserError(
+                f"'{key}' is {value.dtype} {value.shape}, expected {'uint8' if image else 'float32'} {expected}."
+            )
+        return value if image else value.astype(np.float32)
+

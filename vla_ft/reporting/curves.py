@@ -1,0 +1,37 @@
+"""The loss picture of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+LOSS_PICTURE = "loss.png"
+
+
+def draw_loss(folder: Path) -> Path | None:
+    """Draw training and held-out loss of the run in ``folder`` from its metrics.jsonl; None when it holds no loss yet."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curves = {
+        "training": [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line],
+        "held out": [(line["step"], line["validation/loss"]) for line in lines if "validation/loss" in line],
+    }
+    if not any(curves.values()):
+        return None
+    figure, axes = plt.subplots(figsize=(8, 4.5), constrained_layout=True)
+    for (name, points), style in zip(curves.items(), ({"linewidth": 1.2}, {"marker": "o", "linewidth": 1.2}), strict=True):
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, **style)
+    axes.set(xlabel="optimizer steps", ylabel="loss", title=folder.name)
+    if all(value > 0 for points in curves.values() for _, value in points):
+        axes.set_yscale("log")
+    axes.grid(True, alpha=0.3)
+    axes.legend()
+    path = folder / LOSS_PICTURE
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

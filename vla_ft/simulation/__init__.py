@@ -1,0 +1,1 @@
+"""Simulated robots: recording demonstrations (extra ``sim``; not part of the training images)."""

@@ -1,0 +1,155 @@
+"""Builds everything a run needs from its configuration: data, processor, model, optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+
+from vla_ft.config import RunConfig
+from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.registry import open_dataset
+from vla_ft.data.loading import Loader, build_loader, build_validation_loader
+from vla_ft.data.mock import write_mock
+from vla_ft.data.order import BatchPlan, shuffled
+from vla_ft.data.split import EpisodeSplit, split_episodes
+from vla_ft.data.statistics import compute_statistics
+from vla_ft.data.windows import WindowIndex
+from vla_ft.errors import UserError
+from vla_ft.policies.base import Batch, Processor
+from vla_ft.policies.registry import load_policy
+from vla_ft.training.engines import Engine
+from vla_ft.training.optimizers import Ema, build_optimizer, freeze_parts
+from vla_ft.training.randomness import seed_everything
+from vla_ft.training.state import TrainingState
+
+MOCK = "mock"
+"""``data.path`` that asks for mock demonstrations."""
+T = TypeVar("T")
+
+
+@dataclass
+class Run:
+    """The parts of a run. ``state`` is what changes and is saved; the rest is made again from the configuration."""
+
+    state: TrainingState
+    reader: EpisodeReader
+    processor: Processor
+    split: EpisodeSplit
+    training_windows: WindowIndex
+    validation_windows: WindowIndex
+    data_path: str
+    global_batch: int
+    weights: str
+
+
+def assemble(config: RunConfig, engine: Engine) -> Run:
+    """Open the data, build the model on the engine's device with its starting weights, and its optimizer. Collective."""
+    reader, path = _open(config, engine)
+    split = split_episodes(len(reader.lengths), fraction=config.data.validation_fraction, seed=config.seed)
+    # One process reads the columns of the whole set; the others get its numbers, or its error.
+    statistics = _on_main(engine, lambda: compute_statistics(reader, split.training))
+
+    policy = load_policy(config.policy)
+    processor = policy.build_processor(config.model, reader.description, statistics)
+    seed_everything(config.seed, 0)  # the same fresh weights on every process
+    model = policy.build_model(config.model, reader.description)
+    weights = "fresh (random)"
+    if config.init.path is not None:
+        ledger = policy.load_weights(model, config.init.path, config.init.layout)
+        weights = str(ledger)
+    freeze_parts(model, config.freeze)
+    model.to(engine.device)
+    seed_everything(config.seed, engine.rank)
+    state = TrainingState(
+        config=config,
+        description=reader.description,
+        statistics=statistics,
+        model=model,
+        optimizer=build_optimizer(model, config.optimizer),
+        ema=Ema(model, config.ema) if config.ema else None,
+    )
+    return Run(
+        state=state,
+        reader=reader,
+        processor=processor,
+        split=split,
+        training_windows=WindowIndex(reader.lengths, split.training),
+        validation_windows=WindowIndex(reader.lengths, split.validation),
+        data_path=path,
+        global_batch=config.batch.per_device * config.batch.accumulation * engine.world_size,
+        weights=weights,
+    )
+
+
+def training_batches(run: Run, engine: Engine) -> Iterator[Batch]:
+    """This process's batches from the run's position on, endless: ``accumulation`` of them an update."""
+    config = run.state.config
+    plan = BatchPlan(
+        per_device=config.batch.per_device,
+        world=engine.world_size,
+        rank=engine.rank,
+        accumulation=config.batch.accumulation,
+    )
+    loader = build_loader(
+        run.reader,
+        run.split.training,
+        run.processor,
+        plan,
+        seed=config.seed,
+        start=run.state.position,
+        workers=config.data.workers,
+        pin_memory=engine.device.type == "cuda",
+    )
+    return iter(loader)
+
+
+def held_out_loader(run: Run, engine: Engine) -> Loader | None:
+    """This process's share of the held-out windows, the same at every validation; None when none are held out."""
+    if not len(run.split.validation):
+        return None
+    config = run.state.config
+    return build_validation_loader(
+        run.reader,
+        run.split.validation,
+        run.processor,
+        batch_size=config.batch.per_device,
+        windows=config.validation.samples,
+        world=engine.world_size,
+        rank=engine.rank,
+        workers=min(1, config.data.workers),
+    )
+
+
+def places_of(run: Run, positions: Sequence[int]) -> list[tuple[int, int]]:
+    """(episode, step) of global positions in the training order."""
+    windows = shuffled(np.asarray(positions), len(run.training_windows), run.state.config.seed)
+    return [run.training_windows.locate(int(window)) for window in windows]
+
+
+def _open(config: RunConfig, engine: Engine) -> tuple[EpisodeReader, str]:
+    data = config.data
+    path = data.path
+    if path == MOCK:
+        path = str(_on_main(engine, lambda: write_mock(Path(config.output), data.mock)))
+    return open_dataset(path, format=data.format, cameras=data.cameras, **data.reader_options()), path
+
+
+def _on_main(engine: Engine, make: Callable[[], T]) -> T:
+    """Run ``make`` on the main process; every process gets its result or raises its UserError. Collective."""
+    result: T | None = None
+    error: str | None = None
+    if engine.is_main:
+        try:
+            result = make()
+        except UserError as mistake:
+            error = str(mistake)
+    result, error = engine.broadcast((result, error))
+    if error is not None:
+        raise UserError(error)
+    return result  # type: ignore[return-value]
+

@@ -1,0 +1,88 @@
+"""The banner: every effective setting of a run, before its first step."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vla_ft.policies.base import count_parameters
+from vla_ft.training.assembly import Run
+from vla_ft.training.engines import Engine
+
+
+def print_banner(console: Console, run: Run, engine: Engine, resumed: str) -> None:
+    """Print what will be trained on what, and how."""
+    table = Table(title=f"vla-ft train · {run.state.config.policy}", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in {**_job(run, engine, resumed), **_data(run), **_method(run, engine), **_parameters(run)}.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _job(run: Run, engine: Engine, resumed: str) -> dict[str, str]:
+    config = run.state.config
+    return {
+        "recipe": config.recipe,
+        "output": config.output,
+        "start": resumed,
+        "weights": run.weights,
+        "device": f"{engine.device.type}, {engine.name}, {engine.world_size} process(es), {torch.get_num_threads()} threads",
+        "resume": _exactness(run, engine),
+    }
+
+
+def _exactness(run: Run, engine: Engine) -> str:
+    if engine.device.type == "cpu":
+        return "bit-exact on this CPU with the same number of processes and threads"
+    if run.state.config.deterministic:
+        return "deterministic kernels: bit-exact with the same number of cards of the same kind"
+    return "same samples and state; not bit-exact on a GPU without deterministic=true"
+
+
+def _data(run: Run) -> dict[str, str]:
+    about, data = run.state.description, run.state.config.data
+    cameras = ", ".join(f"{name} {height}x{width}" for name, (height, width) in about.cameras.items())
+    constant = {
+        feature: run.state.statistics[feature].constant
+        for feature in run.state.statistics.features
+        if run.state.statistics[feature].constant
+    }
+    return {
+        "data": f"{about.name} ({run.data_path}), {about.fps:g} Hz",
+        "episodes": f"{len(run.split.training)} training, {len(run.split.validation)} held out (seed {run.state.config.seed})",
+        "windows": f"{len(run.training_windows):,} training, {len(run.validation_windows):,} held out",
+        "cameras": cameras or "none",
+        "action": f"{about.action_dim} dimensions, {about.action_kind}, {about.action_mode}; proprio {about.proprio_dim}",
+        "constant": "; ".join(f"{f}: {', '.join(names)}" for f, names in constant.items()) or "no constant dimensions",
+        "workers": f"{data.workers} per process",
+    }
+
+
+def _method(run: Run, engine: Engine) -> dict[str, str]:
+    config = run.state.config
+    optimizer, schedule, batch = config.optimizer, config.schedule, config.batch
+    rates = ", ".join(f"{g['name']} lr {g['base_lr']:g} decay {g['weight_decay']:g}" for g in run.state.optimizer.param_groups)
+    clip = f", clip {optimizer.clip_grad_norm:g}" if optimizer.clip_grad_norm else ", no clipping"
+    ema = f"decay {config.ema.decay:g} from step {config.ema.start_step}" if config.ema else "off"
+    epochs = config.steps * run.global_batch / max(1, len(run.training_windows))
+    return {
+        "batch": f"{run.global_batch} = {batch.per_device} per device x {batch.accumulation} accumulated "
+        f"x {engine.world_size} process(es)",
+        "steps": f"{config.steps:,} ({epochs:.2f} epochs)",
+        "precision": {"fp32": "fp32", "bf16": "bf16 autocast over fp32 weights"}[config.precision],
+        "optimizer": f"{optimizer.name} betas {optimizer.betas} eps {optimizer.eps:g}; {rates}{clip}",
+        "schedule": f"{schedule.name}, warm-up {schedule.warmup_steps} steps",
+        "EMA": ema,
+    }
+
+
+def _parameters(run: Run) -> dict[str, str]:
+    rows = {}
+    total = trainable = 0
+    for name, count, learned in count_parameters(run.state.model.parameter_groups()):
+        rows[f"parameters ({name})"] = f"{count:,}" + ("" if learned == count else f", {learned:,} trainable")
+        total, trainable = total + count, trainable + learned
+    rows["parameters"] = f"{total:,}, {trainable:,} trainable"
+    return rows

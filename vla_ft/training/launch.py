@@ -1,0 +1,95 @@
+"""One process per device on this machine. Like torchrun, but exit codes and signals pass through unchanged.
+
+Several machines are started with torchrun itself; the trainer reads the same environment variables.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+import torch
+
+GRACE_SECONDS = 60.0
+"""How long the other processes may take to leave after one has failed, before they are killed."""
+
+
+def processes_for(devices: int | str, device: str) -> int:
+    """How many processes a run starts here; 1 when a launcher has started this one already."""
+    if "RANK" in os.environ:
+        return 1
+    if devices != "auto":
+        return int(devices)
+    promised = os.environ.get("VLA_FT_DEVICE") or "auto"
+    if "cpu" in (device, promised):
+        return 1
+    return max(1, torch.cuda.device_count())
+
+
+def launch(command: Sequence[str], processes: int) -> int:
+    """Run ``python -m vla_ft COMMAND`` once per process and return the first failing exit code, or 0."""
+    port = _free_port()
+    children = [
+        subprocess.Popen([sys.executable, "-m", "vla_ft", *command], env=_environment(rank, processes, port))
+        for rank in range(processes)
+    ]
+
+    def forward_signal(number: int, _frame: FrameType | None) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    previous = {number: signal.signal(number, forward_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return _wait(children)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+    failed: int | None = None
+    deadline = float("inf")
+    while None in [child.poll() for child in children]:
+        codes = [child.returncode for child in children if child.returncode]
+        if codes and failed is None:
+            failed = codes[0]
+            deadline = time.monotonic() + GRACE_SECONDS
+            _stop(children, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            _stop(children, signal.SIGKILL)
+        time.sleep(0.1)
+    codes = [child.returncode for child in children if child.returncode]
+    failed = failed if failed is not None else (codes[0] if codes else 0)
+    return failed if failed >= 0 else 128 - failed
+
+
+def _stop(children: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+
+
+def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

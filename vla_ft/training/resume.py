@@ -1,0 +1,93 @@
+"""Where a run starts: fresh, or from a checkpoint that fits its configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vla_ft.checkpoints import CONFIGURATION, STATISTICS, verify
+from vla_ft.config import RunConfig
+from vla_ft.errors import UserError
+from vla_ft.training.checkpointing import CheckpointStore
+
+_MAY_CHANGE = ("recipe", "output", "steps", "resume", "device", "devices", "init", "logging", "checkpoint", "validation")
+_DATA_MAY_CHANGE = ("path", "workers")
+"""The data itself is compared by the hash of its statistics, wherever it lies now."""
+
+
+def find_start(config: RunConfig, store: CheckpointStore) -> Path | None:
+    """The checkpoint to continue from, verified; None for a fresh start. Raises UserError.
+
+    ``auto`` takes the run's own latest; ``never`` refuses a folder that holds a run, so that none is overwritten.
+    """
+    if config.resume == "never":
+        if store.complete():
+            raise UserError(
+                f"{store.folder.parent} already holds a run ({store.complete()[-1].name}) and resume=never. "
+                "Choose another output=, or continue it with resume=auto."
+            )
+        return None
+    if config.resume == "auto":
+        return store.latest()
+    path = Path(config.resume)
+    if not path.is_dir():
+        raise UserError(f"resume={path}: no such checkpoint. Give a folder named step_..., or auto, or never.")
+    verify(path)
+    return path
+
+
+def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size: int) -> list[str]:
+    """Compare a checkpoint with the run that wants to continue it. Returns what changed harmlessly, in words.
+
+    Raises UserError when model, data, optimizer or global batch differ: continuing would be another experiment.
+    """
+    saved = json.loads((path / CONFIGURATION).read_text())
+    then, now = _flatten(saved), _flatten(json.loads(json.dumps(config.to_dict())))
+    changed = {key for key in then.keys() | now.keys() if then.get(key) != now.get(key)}
+    kept_world = json.loads((path / "trainer.json").read_text())["world_size"]
+    global_then = saved["batch"]["per_device"] * saved["batch"]["accumulation"] * kept_world
+    global_now = config.batch.per_device * config.batch.accumulation * world_size
+    notes = []
+    if kept_world != world_size:
+        notes.append(f"{world_size} processes instead of {kept_world}: same samples, other model noise, not bit-exact")
+    if global_then == global_now:
+        changed = {key for key in changed if not key.startswith("batch.")}
+    elif not any(key.startswith("batch.") for key in changed):
+        changed.add("batch")
+        then["batch"], now["batch"] = f"{global_then} in all", f"{global_now} in all on {world_size} process(es)"
+    if "steps" in changed:
+        notes.append(f"steps {then['steps']} -> {now['steps']}" + _schedule_note(config))
+    serious = sorted(key for key in changed if not _harmless(key))
+    if serious:
+        shown = "; ".join(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in serious[:6])
+        raise UserError(
+            f"{path} was made with another configuration: {shown}. "
+            "Choose another output= for a new run, or restore these settings to continue this one."
+        )
+    saved_hash = json.loads((path / STATISTICS).read_text())["source_hash"]
+    if saved_hash != source_hash:
+        raise UserError(
+            f"The training data is not what {path} was trained on (hash {source_hash[:12]}, was {saved_hash[:12]}). "
+            "Choose another output= for a new run, or restore the data."
+        )
+    return notes
+
+
+def _schedule_note(config: RunConfig) -> str:
+    return "" if config.schedule.name == "constant" else f": the {config.schedule.name} schedule is stretched to the new end"
+
+
+def _harmless(key: str) -> bool:
+    first, _, rest = key.partition(".")
+    return first in _MAY_CHANGE or (first == "data" and rest.split(".")[0] in _DATA_MAY_CHANGE)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

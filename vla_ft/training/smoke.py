@@ -1,0 +1,54 @@
+"""A short real run of every policy on mock data: trains, saves, starts again from the checkpoint, and must have learned."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from vla_ft.checkpoints import CONFIGURATION
+from vla_ft.config import load_run_config, recipe_names
+from vla_ft.errors import UserError
+from vla_ft.training.tracking import read_metrics
+from vla_ft.training.trainer import train
+
+SUFFIX = "-mock"
+"""Recipes of this ending take part."""
+
+
+def smoke(root: Path, overrides: Sequence[str], console: Console) -> bool:
+    """Run every mock recipe into a folder of its own under ``root``; True when every loss fell. Raises UserError."""
+    results = [_one(name, root / name, overrides, console) for name in recipe_names() if name.endswith(SUFFIX)]
+    for _, line in results:
+        console.print(line, soft_wrap=True, highlight=False)
+    return all(learned for learned, _ in results)
+
+
+def _one(recipe: str, folder: Path, overrides: Sequence[str], console: Console) -> tuple[bool, str]:
+    _clear(folder)
+    started = time.perf_counter()
+    words = [f"recipe={recipe}", *overrides, f"output={folder}"]
+    config = load_run_config(words)
+    half = max(1, config.steps // 2)
+    train(load_run_config([*words, f"steps={half}"]), console)
+    train(config, console)
+    losses = [line["train/loss"] for line in read_metrics(folder) if "train/loss" in line]
+    share = max(1, len(losses) // 4)
+    first, last = sum(losses[:share]) / share, sum(losses[-share:]) / share
+    learned = last < first or len(losses) < 4
+    verdict = "ok" if learned else "FAILED, the loss did not fall"
+    return learned, (
+        f"{recipe}: {verdict}: loss {first:.3f} -> {last:.3f} in {config.steps} steps, "
+        f"continued from its checkpoint at {half}, {time.perf_counter() - started:.0f} s, {folder}"
+    )
+
+
+def _clear(folder: Path) -> None:
+    """Remove the previous smoke run; a folder that is something else is left alone."""
+    if folder.exists():
+        if not (folder / CONFIGURATION).is_file() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not a run of `smoke` and would be overwritten. Move it, or choose output=.")
+        shutil.rmtree(folder)

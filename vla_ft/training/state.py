@@ -1,0 +1,155 @@
+"""What a checkpoint of a run holds, and how it goes to disk and back: weights, optimizer, average, position, generators."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vla_ft.checkpoints import AVERAGE, CONFIGURATION, DESCRIPTION, STATISTICS, WEIGHTS, verify, write_json
+from vla_ft.config import RunConfig
+from vla_ft.data.sample import DatasetDescription
+from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.errors import UserError
+from vla_ft.policies.base import Model
+from vla_ft.training.checkpointing import CheckpointStore, disk_errors
+from vla_ft.training.engines import Engine
+from vla_ft.training.optimizers import Ema
+from vla_ft.training.randomness import random_state, restore_random_state
+
+_OPTIMIZER = "optimizer.safetensors"
+_GROUPS = "optimizer.json"
+_TRAINER = "trainer.json"
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes during a run, and the facts that must travel with the weights."""
+
+    config: RunConfig
+    description: DatasetDescription
+    statistics: DatasetStatistics
+    model: Model
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    step: int = 0
+    """Updates done."""
+    position: int = 0
+    """Samples consumed by all processes together: the place in the (seed, epoch, index) order."""
+
+
+def save_checkpoint(store: CheckpointStore, state: TrainingState, engine: Engine) -> Path:
+    """Write a checkpoint of the current state. Collective. Raises UserError on a full or read-only disk."""
+    error: str | None = None
+    try:
+        with disk_errors(f"Checkpoint of step {state.step}", store.folder, store.sweep):
+            if engine.is_main:
+                _write_shared(store.prepare(state.step), state, engine)
+    except UserError as full:
+        error = str(full)
+    error = engine.broadcast(error)
+    if error is None:
+        write_json(store.incoming(state.step) / _random_file(engine.rank), random_state())
+        engine.barrier()
+        try:
+            with disk_errors(f"Checkpoint of step {state.step}", store.folder, store.sweep):
+                if engine.is_main:
+                    store.commit(state.step, {"policy": state.config.policy})
+        except UserError as full:
+            error = str(full)
+        error = engine.broadcast(error)
+    if error is not None:
+        raise UserError(error)
+    return store.folder
+
+
+def _write_shared(folder: Path, state: TrainingState, engine: Engine) -> None:
+    _save_tensors(state.model.state_dict(), folder / WEIGHTS)
+    tensors, groups = _optimizer_to_plain(state.model, state.optimizer)
+    _save_tensors(tensors, folder / _OPTIMIZER)
+    write_json(folder / _GROUPS, groups)
+    if state.ema is not None:
+        _save_tensors(state.ema.state(), folder / AVERAGE)
+    write_json(folder / _TRAINER, {"step": state.step, "position": state.position, "world_size": engine.world_size})
+    write_json(folder / CONFIGURATION, state.config.to_dict())
+    write_json(folder / DESCRIPTION, state.description.to_json())
+    state.statistics.save(folder / STATISTICS)
+
+
+def load_checkpoint(path: Path, state: TrainingState, engine: Engine) -> dict[str, Any]:
+    """Restore everything but the generators in place. Returns the generators' state for ``restore_random_state``.
+
+    Raises UserError when the checkpoint is damaged or belongs to another policy.
+    """
+    manifest = verify(path)
+    if manifest["policy"] != state.config.policy:
+        raise UserError(
+            f"Checkpoint {path} is of policy '{manifest['policy']}', this run trains '{state.config.policy}'. "
+            "Choose another output=, or the recipe that the checkpoint was made with."
+        )
+    state.model.load_state_dict(load_file(path / WEIGHTS))
+    groups = json.loads((path / _GROUPS).read_text())
+    _optimizer_from_plain(state.model, state.optimizer, load_file(path / _OPTIMIZER), groups)
+    if state.ema is not None:
+        state.ema.load(load_file(path / AVERAGE))
+    trainer = json.loads((path / _TRAINER).read_text())
+    state.step, state.position = trainer["step"], trainer["position"]
+    if trainer["world_size"] != engine.world_size:
+        return {}
+    return json.loads((path / _random_file(engine.rank)).read_text())
+
+
+def restore_generators(saved: dict[str, Any]) -> None:
+    """Put the generators back, or leave the fresh ones when the number of processes changed (the banner says so)."""
+    if saved:
+        restore_random_state(saved)
+
+
+def _random_file(rank: int) -> str:
+    return f"random_rank{rank:03d}.json"
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        save_file(plain, path)
+    except SafetensorError as error:
+        # The library wraps the system's error in text; give the disk's own back its number.
+        if "os error 28" in str(error):
+            raise OSError(28, str(error)) from None
+        raise
+
+
+def _optimizer_to_plain(model: Model, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """State tensors by ``<parameter>/<entry>`` and the groups' settings with parameter names instead of numbers."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    tensors = {
+        f"{names[id(p)]}/{key}": torch.as_tensor(value)
+        for p, entries in optimizer.state.items()
+        for key, value in entries.items()
+    }
+    groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
+    return tensors, groups
+
+
+def _optimizer_from_plain(
+    model: Model, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    names = {id(p): name for name, p in model.named_parameters()}
+    current = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    saved = [group["params"] for group in groups]
+    if current != saved:
+        raise UserError("The optimizer of the checkpoint has other parameters than this run: freeze= or the model changed.")
+    order = {name: number for number, name in enumerate(name for group in saved for name in group)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, entry = key.rsplit("/", 1)
+        state.setdefault(order[name], {})[entry] = value
+    numbered = [{**group, "params": [order[name] for name in group["params"]]} for group in groups]
+    optimizer.load_state_dict({"state": state, "param_groups": numbered})

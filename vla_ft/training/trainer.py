@@ -1,0 +1,119 @@
+"""The one training loop, for every policy, dataset and engine."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vla_ft.checkpoints import CONFIGURATION, write_json
+from vla_ft.config import RunConfig
+from vla_ft.training.assembly import Run, assemble, held_out_loader, training_batches
+from vla_ft.training.banner import print_banner
+from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_writer
+from vla_ft.training.engines import Engine, build_engine
+from vla_ft.training.environment_record import environment_record
+from vla_ft.training.progress import ProgressLine, memory_gib
+from vla_ft.training.randomness import use_deterministic_kernels
+from vla_ft.training.resilience import Interruption
+from vla_ft.training.resume import find_start, refuse_other_run
+from vla_ft.training.state import load_checkpoint, restore_generators, save_checkpoint
+from vla_ft.training.tracking import Tracker
+from vla_ft.training.update import update
+from vla_ft.training.validation import validate
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run ended. ``interrupted`` names the signal that stopped it, after a checkpoint, if one did."""
+
+    folder: Path
+    step: int
+    interrupted: str | None
+    metrics: dict[str, float]
+
+
+def train(config: RunConfig, console: Console | None = None) -> Report:
+    """Train to ``config.steps``, continuing the run in ``config.output`` when there is one. Raises UserError."""
+    if config.deterministic:
+        use_deterministic_kernels()
+    engine = build_engine(config.device)
+    console = console or Console(width=None if sys.stdout.isatty() else 110)
+    store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint.keep_last)
+    with ExitStack() as stack:
+        stack.callback(engine.close)
+        if engine.is_main:
+            stack.enter_context(disk_errors("The run folder", Path(config.output)))
+            stack.enter_context(sole_writer(Path(config.output)))
+        start = find_start(config, store)
+        run = assemble(config, engine)
+        generators = _restore(run, start, engine, console)
+        return _loop(run, store, generators, engine, console)
+
+
+def _restore(run: Run, start: Path | None, engine: Engine, console: Console) -> dict[str, Any]:
+    """Load the checkpoint to continue from, write the run's records and print the banner."""
+    state, folder = run.state, Path(run.state.config.output)
+    resumed, generators = "fresh", {}
+    if start is not None:
+        notes = refuse_other_run(start, state.config, state.statistics.source_hash, engine.world_size)
+        generators = load_checkpoint(start, state, engine)
+        resumed = "; ".join([f"step {state.step} of {start}", *notes])
+    if engine.is_main:
+        write_json(folder / CONFIGURATION, state.config.to_dict())
+        write_json(folder / "environment.json", environment_record(engine))
+        print_banner(console, run, engine, resumed)
+    return generators
+
+
+def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: Engine, console: Console) -> Report:
+    state, config = run.state, run.state.config
+    module = engine.wrap(state.model)
+    batches, held_out = training_batches(run, engine), held_out_loader(run, engine)
+    restore_generators(generators)  # only now: making the loader's iterator may draw random numbers
+    scalars: dict[str, float] = {}
+    stop = False
+    with ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
+        line = stack.enter_context(ProgressLine(console, config.steps, state.step, run.global_batch, engine.is_main))
+        tracker = stack.enter_context(_tracker(run)) if engine.is_main else None
+        while state.step < config.steps and not stop:
+            losses, stop = update(run, module, batches, engine, interruption.requested is not None)
+            due = _due(state.step, config, stop)
+            line.update(state.step, losses["loss"], due["log"])
+            scalars = _scalars(run, losses, line) if due["log"] else {}
+            if due["validation"] and held_out is not None:
+                scalars |= validate(run, held_out, engine)
+            if tracker is not None and scalars:
+                tracker.write(state.step, scalars)
+            if due["checkpoint"]:
+                save_checkpoint(store, state, engine)
+    signal = (interruption.requested or "a signal to another process") if stop else None
+    return Report(Path(config.output), state.step, signal, scalars)
+
+
+def _tracker(run: Run) -> Tracker:
+    config = run.state.config
+    return Tracker(Path(config.output), config.logging, config.to_dict(), run.state.step)
+
+
+def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:
+    """What follows the update that led to ``step``. The last step, and one that stops early, leave a checkpoint."""
+    last = step == config.steps
+    return {
+        "log": last or step % config.logging.every == 0,
+        "validation": last or step % config.validation.every == 0,
+        "checkpoint": last or stop or step % config.checkpoint.every == 0,
+    }
+
+
+def _scalars(run: Run, losses: dict[str, float], line: ProgressLine) -> dict[str, float]:
+    return {f"train/{name}": value for name, value in losses.items()} | {
+        "train/epoch": run.state.position / len(run.training_windows),
+        "train/samples_per_second": line.samples_per_second,
+        "train/memory_gib": memory_gib(),
+    }

@@ -1,0 +1,66 @@
+"""Loss and action error on held-out windows, without touching the state of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from vla_ft.policies.base import Batch, Model, Processor
+from vla_ft.training.assembly import Run
+from vla_ft.training.engines import Engine, forward
+
+
+@torch.no_grad()
+def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, float]:
+    """Means over all held-out windows of all processes, with the averaged weights when there are any. Collective.
+
+    ``validation/action_l1`` is the mean absolute error of ``sample`` in normalised units, ``validation/action_mae`` in
+    robot units; steps past an episode's end do not count. Random numbers drawn here come from a fork with the run's
+    seed: the run itself goes on as if validation had not happened.
+    """
+    state, config = run.state, run.state.config
+    model, ema = state.model, state.ema
+    devices = [engine.device] if engine.device.type == "cuda" else []
+    totals: dict[str, float] = {}
+    was_training = model.training
+    if ema is not None:
+        ema.swap(model)
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(config.seed)
+            for batch in batches:
+                for name, value in _sums(model, run.processor, engine.move(batch), config.precision, engine.device).items():
+                    totals[name] = totals.get(name, 0.0) + value
+    finally:
+        model.train(was_training)
+        if ema is not None:
+            ema.swap(model)
+    return _means(totals, engine)
+
+
+def _sums(model: Model, processor: Processor, batch: Batch, precision: str, device: torch.device) -> dict[str, float]:
+    result = forward(model, batch, precision, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        predicted = model.sample(batch).float()
+    real = batch["action_pad_mask"]
+    robot_error = np.abs(processor.unnormalize(predicted) - processor.unnormalize(batch["action"]))
+    size = len(real)
+    sums = {name: float(value) * size for name, value in {"loss": result.loss, **result.metrics}.items()}
+    sums["action_l1"] = float((predicted - batch["action"]).abs().mean(-1)[real].sum())
+    sums["action_mae"] = float(robot_error.mean(-1)[real.cpu().numpy()].sum())
+    return sums | {"samples": float(size), "steps": float(real.sum())}
+
+
+def _means(totals: dict[str, float], engine: Engine) -> dict[str, float]:
+    names = engine.broadcast(sorted(totals))  # a process may hold no window at all; the main one always does
+    sums = torch.tensor([totals.get(name, 0.0) for name in names], dtype=torch.float64, device=engine.device)
+    summed = engine.sum(sums).tolist()
+    whole = dict(zip(names, summed, strict=True))
+    samples, steps = whole.pop("samples"), whole.pop("steps")
+    return {
+        f"validation/{name}": value / max(1.0, steps if name.startswith("action_") else samples)
+        for name, value in whole.items()
+    }
