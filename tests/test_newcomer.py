@@ -25,7 +25,9 @@ def test_a_fresh_clone_runs_the_first_command_and_the_marked_tests(tmp_path):
     assert commands == [FIRST, SECOND]
 
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "tools")], check=True)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "PYTHON", "VLA_FT_", "PYTEST"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "PYTHON", "VLA_FT_", "PYTEST"))
+    }
     environment |= {"PATH": f"{tmp_path / 'tools' / 'bin'}:{os.environ['PATH']}", "VLA_FT_NEWCOMER": "1"}
 
     def run(command: str) -> str:

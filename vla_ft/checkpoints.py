@@ -30,7 +30,9 @@ def find_checkpoint(path: Path) -> Path:
         if (folder / LATEST).is_file():
             return folder / (folder / LATEST).read_text().strip()
     if not path.is_dir():
-        raise UserError(f"No checkpoint at {path}. Give a run folder, or a folder named step_... inside its checkpoints.")
+        raise UserError(
+            f"No checkpoint at {path}. Give a run folder, or a folder named step_... inside its checkpoints."
+        )
     return path
 
 

@@ -61,7 +61,9 @@ def _train(arguments: Sequence[str]) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         draw_loss(report.folder)
         end = f"stopped by {report.interrupted} at" if report.interrupted else "finished"
-        numbers = ", ".join(f"{k.split('/')[1]} {v:.4f}" for k, v in report.metrics.items() if k.startswith("validation/"))
+        numbers = ", ".join(
+            f"{k.split('/')[1]} {v:.4f}" for k, v in report.metrics.items() if k.startswith("validation/")
+        )
         print(f"{end} step {report.step}{f'; held out: {numbers}' if numbers else ''}; run folder {report.folder}")
     return EXIT_INTERRUPTED if report.interrupted else 0
 

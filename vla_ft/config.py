@@ -45,8 +45,13 @@ class DataConfig:
     """Cameras to use, in the policy's order; null takes all of the dataset."""
     fps: float | None = None
     """Frames per second when the files do not say."""
-    action_offset: int | None = None
-    """Where a chunk starts relative to its observation; null takes what the format says (ALOHA: 0 sim, -1 real)."""
+    sim: bool | None = None
+    """ALOHA files without the attribute ``sim``: whether actions begin with their observation (true, simulation) or one
+    step early (false, real robots)."""
+    instruction: str | None = None
+    """Language instruction of episodes that carry none."""
+    jpeg_channels: Literal["rgb", "bgr"] | None = None
+    """Colour order of encoded images; ``bgr`` for recorders that gave RGB frames to OpenCV."""
     validation_fraction: Fraction = 0.1
     """Share of the *episodes* held out. 0 trains on everything."""
     workers: NotNegative = 2
@@ -54,7 +59,8 @@ class DataConfig:
 
     def reader_options(self) -> dict[str, Any]:
         """The reader's own options that were given; one that a format does not know is refused by name."""
-        options = {"fps": self.fps, "action_offset": self.action_offset}
+        names = ("fps", "sim", "instruction", "jpeg_channels")
+        options = {name: getattr(self, name) for name in names}
         return {name: value for name, value in options.items() if value is not None}
 
 
@@ -226,7 +232,7 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
 
 
 def check(kind: type[T], values: dict[str, Any], where: str, prefix: str = "") -> T:
-    """Fill the dataclass ``kind`` from plain values. Raises UserError naming every wrong key, what was seen and expected."""
+    """Fill the dataclass ``kind`` from plain values. Raises UserError naming every wrong key and what was seen."""
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -251,7 +257,9 @@ def _read_recipe(recipe: str) -> DictConfig:
     if recipe.endswith((".yaml", ".yml")):
         path = Path(recipe)
         if not path.is_file():
-            raise UserError(f"No recipe file at {path}. Give a path that exists, or one of: {', '.join(recipe_names())}.")
+            raise UserError(
+                f"No recipe file at {path}. Give a path that exists, or one of: {', '.join(recipe_names())}."
+            )
     elif not path.is_file():
         raise unknown("recipe", recipe, recipe_names())
     try:
@@ -267,7 +275,9 @@ def _dotlist(pairs: dict[str, str]) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([f"{key}={value}" for key, value in pairs.items()])
     except Exception as error:  # as above
-        raise UserError(f"Cannot read the overrides {' '.join(f'{k}={v}' for k, v in pairs.items())}: {error}") from None
+        raise UserError(
+            f"Cannot read the overrides {' '.join(f'{k}={v}' for k, v in pairs.items())}: {error}"
+        ) from None
 
 
 def _to_plain(config: DictConfig) -> dict[str, Any]:
@@ -295,7 +305,11 @@ def _explain(kind: type, entry: Any, prefix: str) -> str:
         return f"Key '{key}' is missing: give {key}=... on the command line or in the recipe."
     message = entry["msg"][0].lower() + entry["msg"][1:]
     expected = entry.get("ctx", {}).get("expected")
-    hint = nearest(str(entry["input"]), str(expected).replace("'", "").replace(" or ", ", ").split(", ")) if expected else ""
+    hint = (
+        nearest(str(entry["input"]), str(expected).replace("'", "").replace(" or ", ", ").split(", "))
+        if expected
+        else ""
+    )
     return f"Key '{key}' is {entry['input']!r}: {message}.{hint}"
 
 

@@ -26,5 +26,7 @@ def test_golden_numbers_and_exact_resume(name):
     assert seen[1] == environment.cuda
     assert set(environment.sm) <= set(seen[2:])
     variables = {**os.environ, "VLA_FT_ENVIRONMENT": name, "VLA_FT_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([str(python), "-m", "pytest", "-q", *PROOF], cwd=ROOT, env=variables, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(python), "-m", "pytest", "-q", *PROOF], cwd=ROOT, env=variables, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-4000:]

@@ -54,7 +54,9 @@ def metrics(output: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return [{k: v for k, v in line.items() if k not in ("train/samples_per_second", "train/memory_gib")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("train/samples_per_second", "train/memory_gib")} for line in lines
+    ]
 
 
 def final_bytes(output: Path, step: int = 8) -> dict[str, bytes]:

@@ -17,7 +17,10 @@ class TwoParts(nn.Module):
         self.trunk, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
 
     def parameter_groups(self):
-        return {"backbone": list(self.trunk.named_parameters("trunk")), "action": list(self.head.named_parameters("head"))}
+        return {
+            "backbone": list(self.trunk.named_parameters("trunk")),
+            "action": list(self.head.named_parameters("head")),
+        }
 
 
 def test_every_part_has_its_own_rate_and_decay():

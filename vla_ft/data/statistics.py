@@ -107,7 +107,7 @@ class DatasetStatistics:
             ) from error
 
 
-def cached_statistics(reader: EpisodeReader, episodes: Sequence[int], path: Path) -> DatasetStatistics:
+def cached_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray, path: Path) -> DatasetStatistics:
     """Statistics from ``path`` when they come from this very data and these episodes; otherwise compute and save them.
 
     A file that is damaged or of other data is replaced: it is a cache, not a source. Raises like
@@ -123,14 +123,14 @@ def cached_statistics(reader: EpisodeReader, episodes: Sequence[int], path: Path
     return statistics
 
 
-def source_hash(reader: EpisodeReader, episodes: Sequence[int]) -> str:
+def source_hash(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray) -> str:
     """Hash (hex) of the data and of which of its episodes are used."""
     digest = hashlib.sha256(reader.fingerprint().encode())
     digest.update(np.asarray(episodes, dtype=np.int64).tobytes())
     return digest.hexdigest()
 
 
-def compute_statistics(reader: EpisodeReader, episodes: Sequence[int]) -> DatasetStatistics:
+def compute_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray) -> DatasetStatistics:
     """Statistics over ``episodes``, reading numeric columns only. Raises UserError on NaN/Inf, naming where, and when
     there are no episodes."""
     if not len(episodes):

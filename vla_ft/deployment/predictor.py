@@ -1,4 +1,4 @@
-"""A trained policy as its users see it: observation and instruction in robot units in, action chunk in robot units out."""
+"""A trained policy as its users see it: observation and instruction in, action chunk out, both in robot units."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ class Predictor:
     """A policy with its processor on one device. Without statistics there is none: ``load`` refuses."""
 
     def __init__(
-        self, config: RunConfig, description: DatasetDescription, processor: Processor, model: Model, device: torch.device
+        self,
+        config: RunConfig,
+        description: DatasetDescription,
+        processor: Processor,
+        model: Model,
+        device: torch.device,
     ) -> None:
         self.config, self.description, self.processor = config, description, processor
         self.model, self.device = model.to(device).eval(), device
@@ -49,8 +54,8 @@ class Predictor:
     def predict(self, observation: dict[str, np.ndarray], instruction: str = "") -> np.ndarray:
         """Action chunk float32 [horizon, A] in robot units.
 
-        ``observation``: ``proprio`` float [P] or [T, P] and ``image_<camera>`` uint8 [H, W, 3] or [T, H, W, 3] for every
-        camera of the policy; T is its observation window, oldest first. Raises UserError on anything else.
+        ``observation``: ``proprio`` float [P] or [T, P] and ``image_<camera>`` uint8 [H, W, 3] or [T, H, W, 3] for
+        every camera of the policy; T is its observation window, oldest first. Raises UserError on anything else.
         """
         window = self.processor.window
         arrays = {key: self._checked(key, observation) for key in self.processor.keys}
@@ -90,4 +95,3 @@ class Predictor:
                 f"'{key}' is {value.dtype} {value.shape}, expected {'uint8' if image else 'float32'} {expected}."
             )
         return value if image else value.astype(np.float32)
-

@@ -1,4 +1,4 @@
-"""Strict import of foreign weights: an explicit rename, a printed account of every tensor, a refusal on any surprise."""
+"""Strict import of foreign weights: an explicit rename, an account of every tensor, a refusal on any surprise."""
 
 from __future__ import annotations
 

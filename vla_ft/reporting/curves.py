@@ -14,7 +14,7 @@ LOSS_PICTURE = "loss.png"
 
 
 def draw_loss(folder: Path) -> Path | None:
-    """Draw training and held-out loss of the run in ``folder`` from its metrics.jsonl; None when it holds no loss yet."""
+    """Draw training and held-out loss of the run in ``folder`` from its metrics.jsonl; None without any loss."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     curves = {
         "training": [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line],
@@ -23,9 +23,9 @@ def draw_loss(folder: Path) -> Path | None:
     if not any(curves.values()):
         return None
     figure, axes = plt.subplots(figsize=(8, 4.5), constrained_layout=True)
-    for (name, points), style in zip(curves.items(), ({"linewidth": 1.2}, {"marker": "o", "linewidth": 1.2}), strict=True):
+    for (name, points), marker in zip(curves.items(), ("", "o"), strict=True):
         if points:
-            axes.plot(*zip(*points, strict=True), label=name, **style)
+            axes.plot(*zip(*points, strict=True), label=name, marker=marker, linewidth=1.2)
     axes.set(xlabel="optimizer steps", ylabel="loss", title=folder.name)
     if all(value > 0 for points in curves.values() for _, value in points):
         axes.set_yscale("log")

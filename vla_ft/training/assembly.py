@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import numpy as np
 
-
 from vla_ft.config import RunConfig
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import open_dataset
@@ -48,7 +47,7 @@ class Run:
 
 
 def assemble(config: RunConfig, engine: Engine) -> Run:
-    """Open the data, build the model on the engine's device with its starting weights, and its optimizer. Collective."""
+    """Open the data, build the model with its starting weights on the engine's device, and its optimizer. Collective."""
     reader, path = _open(config, engine)
     split = split_episodes(len(reader.lengths), fraction=config.data.validation_fraction, seed=config.seed)
     # One process reads the columns of the whole set; the others get its numbers, or its error.
@@ -152,4 +151,3 @@ def _on_main(engine: Engine, make: Callable[[], T]) -> T:
     if error is not None:
         raise UserError(error)
     return result  # type: ignore[return-value]
-

@@ -28,7 +28,8 @@ def _job(run: Run, engine: Engine, resumed: str) -> dict[str, str]:
         "output": config.output,
         "start": resumed,
         "weights": run.weights,
-        "device": f"{engine.device.type}, {engine.name}, {engine.world_size} process(es), {torch.get_num_threads()} threads",
+        "device": f"{engine.device.type}, {engine.name}, {engine.world_size} process(es), "
+        f"{torch.get_num_threads()} threads",
         "resume": _exactness(run, engine),
     }
 
@@ -51,10 +52,12 @@ def _data(run: Run) -> dict[str, str]:
     }
     return {
         "data": f"{about.name} ({run.data_path}), {about.fps:g} Hz",
-        "episodes": f"{len(run.split.training)} training, {len(run.split.validation)} held out (seed {run.state.config.seed})",
+        "episodes": f"{len(run.split.training)} training, {len(run.split.validation)} held out "
+        f"(seed {run.state.config.seed})",
         "windows": f"{len(run.training_windows):,} training, {len(run.validation_windows):,} held out",
         "cameras": cameras or "none",
-        "action": f"{about.action_dim} dimensions, {about.action_kind}, {about.action_mode}; proprio {about.proprio_dim}",
+        "action": f"{about.action_dim} dimensions, {about.action_kind}, {about.action_mode}",
+        "proprio": f"{about.proprio_dim} dimensions",
         "constant": "; ".join(f"{f}: {', '.join(names)}" for f, names in constant.items()) or "no constant dimensions",
         "workers": f"{data.workers} per process",
     }
@@ -63,7 +66,9 @@ def _data(run: Run) -> dict[str, str]:
 def _method(run: Run, engine: Engine) -> dict[str, str]:
     config = run.state.config
     optimizer, schedule, batch = config.optimizer, config.schedule, config.batch
-    rates = ", ".join(f"{g['name']} lr {g['base_lr']:g} decay {g['weight_decay']:g}" for g in run.state.optimizer.param_groups)
+    rates = ", ".join(
+        f"{g['name']} lr {g['base_lr']:g} decay {g['weight_decay']:g}" for g in run.state.optimizer.param_groups
+    )
     clip = f", clip {optimizer.clip_grad_norm:g}" if optimizer.clip_grad_norm else ", no clipping"
     ema = f"decay {config.ema.decay:g} from step {config.ema.start_step}" if config.ema else "off"
     epochs = config.steps * run.global_batch / max(1, len(run.training_windows))

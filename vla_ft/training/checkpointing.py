@@ -83,7 +83,9 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self, newest: Path) -> None:
-        kept = [path for path in self.complete() if path != newest][-(self.keep_last - 1) :] if self.keep_last > 1 else []
+        kept = (
+            [path for path in self.complete() if path != newest][-(self.keep_last - 1) :] if self.keep_last > 1 else []
+        )
         for path in self.complete():
             if path != newest and path not in kept:
                 self._discard(path)
@@ -104,7 +106,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"Another process is training in {folder}. Wait for it, stop it, or choose another output=.") from None
+            raise UserError(
+                f"Another process is training in {folder}. Wait for it, stop it, or choose another output=."
+            ) from None
         yield
 
 

@@ -20,7 +20,7 @@ from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch, Loss, Model
 
 PROMISED_DEVICE = "VLA_FT_DEVICE"
-"""The launcher's promise (``cpu`` or ``cuda``): an image started without its card must not train on the CPU unnoticed."""
+"""The launcher's promise (``cpu`` or ``cuda``): an image without its card must not train on the CPU unnoticed."""
 
 
 class Engine:

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, image, cards. Kept in the run folder, so that a number can be traced to its environment."""
+"""What a run ran on: versions, image, cards. Kept with the run, so that a number can be traced to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 import vla_ft
 from vla_ft.environment.table import load_table
 from vla_ft.training.engines import Engine
-
 
 
 def environment_record(engine: Engine) -> dict[str, Any]:

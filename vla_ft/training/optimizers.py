@@ -61,7 +61,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[
 
 
 class Ema:
-    """Exponential moving average of a model's trainable weights and of nothing else: buffers are read from the model."""
+    """Exponential moving average of a model's trainable weights alone: buffers are the model's own."""
 
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:
         self.config = config

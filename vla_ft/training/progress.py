@@ -18,7 +18,8 @@ class ProgressLine:
         self._console, self._steps, self._batch, self._enabled = console, steps, samples_per_step, enabled
         self._times: deque[tuple[int, float]] = deque([(done, time.perf_counter())], maxlen=64)
         self._live = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}"),
             console=console, disable=not (enabled and console.is_terminal),
         )  # fmt: skip
         self._task = self._live.add_task("", total=steps, completed=done)

@@ -1,4 +1,4 @@
-"""The generators of one process: seeding, and saving them as plain tensors and JSON so that a run continues bit for bit."""
+"""The generators of one process: seeding, and their state as JSON, so that a run continues bit for bit."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def use_deterministic_kernels() -> None:
 def random_state() -> dict[str, Any]:
     """State of the Python, NumPy and torch generators (and of the current CUDA device's) in JSON types."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy = np.random.get_state(legacy=False)
     state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
-        "numpy": [name, keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "numpy": {**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].tolist()}},
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
     }
     if torch.cuda.is_available():
@@ -43,8 +43,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
     """Inverse of ``random_state``. Call it after the data loader's iterator exists: making one draws numbers."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
+    internal = state["numpy"]["state"]
+    np.random.set_state({**state["numpy"], "state": {**internal, "key": np.asarray(internal["key"], dtype=np.uint32)}})
     torch.set_rng_state(_tensor(state["torch"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(_tensor(state["cuda"]))

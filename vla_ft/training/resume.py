@@ -11,7 +11,18 @@ from vla_ft.config import RunConfig
 from vla_ft.errors import UserError
 from vla_ft.training.checkpointing import CheckpointStore
 
-_MAY_CHANGE = ("recipe", "output", "steps", "resume", "device", "devices", "init", "logging", "checkpoint", "validation")
+_MAY_CHANGE = (
+    "recipe",
+    "output",
+    "steps",
+    "resume",
+    "device",
+    "devices",
+    "init",
+    "logging",
+    "checkpoint",
+    "validation",
+)
 _DATA_MAY_CHANGE = ("path", "workers")
 """The data itself is compared by the hash of its statistics, wherever it lies now."""
 
@@ -75,7 +86,11 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
 
 
 def _schedule_note(config: RunConfig) -> str:
-    return "" if config.schedule.name == "constant" else f": the {config.schedule.name} schedule is stretched to the new end"
+    return (
+        ""
+        if config.schedule.name == "constant"
+        else f": the {config.schedule.name} schedule is stretched to the new end"
+    )
 
 
 def _harmless(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""A short real run of every policy on mock data: trains, saves, starts again from the checkpoint, and must have learned."""
+"""A short real run of every policy on mock data: it trains, saves, continues, and must have learned."""
 
 from __future__ import annotations
 

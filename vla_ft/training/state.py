@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds, and how it goes to disk and back: weights, optimizer, average, position, generators."""
+"""What a checkpoint of a run holds, to disk and back: weights, optimizer, average, position, generators."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise
 
 
-def _optimizer_to_plain(model: Model, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def _optimizer_to_plain(
+    model: Model, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """State tensors by ``<parameter>/<entry>`` and the groups' settings with parameter names instead of numbers."""
     names = {id(p): name for name, p in model.named_parameters()}
     tensors = {
@@ -145,7 +147,9 @@ def _optimizer_from_plain(
     current = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
     saved = [group["params"] for group in groups]
     if current != saved:
-        raise UserError("The optimizer of the checkpoint has other parameters than this run: freeze= or the model changed.")
+        raise UserError(
+            "The optimizer of the checkpoint has other parameters than this run: freeze= or the model changed."
+        )
     order = {name: number for number, name in enumerate(name for group in saved for name in group)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

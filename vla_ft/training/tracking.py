@@ -82,7 +82,7 @@ def _start_wandb(folder: Path, config: LoggingConfig, run: dict[str, Any]) -> An
         identity.write_text(uuid.uuid4().hex[:8])
     return wandb.init(
         dir=str(folder),
-        mode=config.wandb,
+        mode="online" if config.wandb == "online" else "offline",
         project=config.project,
         name=config.name or folder.name,
         tags=list(config.tags),

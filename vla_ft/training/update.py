@@ -59,6 +59,6 @@ def _not_finite(run: Run, seen: dict[str, float]) -> UserError:
     numbers = ", ".join(f"{name} {value:g}" for name, value in seen.items())
     return UserError(
         f"Update {state.step + 1} is not finite ({numbers}). Its batch holds {shown}"
-        f"{f' and {len(places) - 4} more samples' if len(places) > 4 else ''}. The weights were not changed and the last "
-        "checkpoint is good: lower optimizer.lr, set optimizer.clip_grad_norm, or look at these episodes."
+        f"{f' and {len(places) - 4} more samples' if len(places) > 4 else ''}. The weights were not changed and "
+        "the last checkpoint is good: lower optimizer.lr, set optimizer.clip_grad_norm, or look at these episodes."
     )

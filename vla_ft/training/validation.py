@@ -32,7 +32,9 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
         with torch.random.fork_rng(devices):
             torch.manual_seed(config.seed)
             for batch in batches:
-                for name, value in _sums(model, run.processor, engine.move(batch), config.precision, engine.device).items():
+                for name, value in _sums(
+                    model, run.processor, engine.move(batch), config.precision, engine.device
+                ).items():
                     totals[name] = totals.get(name, 0.0) + value
     finally:
         model.train(was_training)
