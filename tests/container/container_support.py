@@ -58,11 +58,14 @@ def steps(output: str) -> dict[str, bool]:
     return {name: number in cached for number, name in names.items()}
 
 
-def wheel(context: Path, name: str) -> Path:
-    """A pure-Python wheel of a version that never was before, staged in the layer that its name belongs to."""
+def wheel(context: Path, name: str, layer: str = "", local: str = "") -> Path:
+    """A pure-Python wheel of a version that never was before, staged for a layer: torch's for torch, else the stack's.
+
+    ``local`` is a local version that stands in the file's name only.
+    """
     version = f"0.{secrets.randbelow(10**15)}"
-    layer = "torch" if name == "torch" else "stack"
-    path = context / "docker" / "wheelhouse" / layer / f"{name}-{version}-py3-none-any.whl"
+    layer = layer or ("torch" if name == "torch" else "stack")
+    path = context / "docker" / "wheelhouse" / layer / f"{name}-{version}{local}-py3-none-any.whl"
     folder = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{name}_made_for_a_test.py", "")

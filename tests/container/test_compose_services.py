@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,6 @@ from vla_ft.host import containers
 from vla_ft.host.compose import GPU_FILE, MAIN_FILE
 
 pytestmark = pytest.mark.docker
-
-needs_trainer = pytest.mark.skipif(importlib.util.find_spec("vla_ft.cli") is None, reason="vla_ft.cli is not there")
 
 
 def services(compose: Compose, **changes: str) -> dict[str, dict]:
@@ -73,18 +71,18 @@ def test_missing_folder_is_not_made_by_the_engine(compose: Compose, tmp_path: Pa
     assert not (tmp_path / "absent").exists()
 
 
-@needs_trainer
 def test_training_run(compose: Compose, tmp_path: Path) -> None:
-    finished = compose("run", "--rm", "-T", "train", "recipe=smoke", "output=runs/smoke")
+    finished = compose("run", "--rm", "-T", "train", "steps=6", "checkpoint.every=3", "logging.every=1")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     (metrics,) = (tmp_path / "runs").rglob("metrics.jsonl")
-    losses = [row["loss"] for row in map(json.loads, metrics.read_text().splitlines()) if "loss" in row]
-    assert losses and all(loss == loss for loss in losses)
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 6 and all(math.isfinite(loss) for loss in losses)
     assert {path.stat().st_uid for path in (tmp_path / "runs").rglob("*")} == {USER}
 
 
-@needs_trainer
-def test_trainer_refuses_another_device_than_promised(compose: Compose) -> None:
-    finished = compose("run", "--rm", "-T", "train", "recipe=smoke", VLA_FT_DEVICE="cuda")
+def test_trainer_refuses_another_device_than_promised(compose: Compose, tmp_path: Path) -> None:
+    finished = compose("run", "--rm", "-T", "train", VLA_FT_DEVICE="cuda")
     assert finished.returncode == 2
-    assert "cuda" in finished.stdout + finished.stderr
+    assert "CUDA device was promised" in finished.stderr and "Traceback" not in finished.stderr
+    assert not list((tmp_path / "runs").rglob("metrics.jsonl"))

@@ -13,6 +13,7 @@ from container_support import TINY, build, cpu_arguments, search, steps, wheel, 
 
 from vla_ft.environment.table import load_table
 from vla_ft.host import containers, images, labels
+from vla_ft.host.wheelhouse import sha256
 
 pytestmark = pytest.mark.docker
 
@@ -79,6 +80,20 @@ def test_stack_change_keeps_torch(context: Path, base: str | None) -> None:
     (torch_cached,) = (cached for step, cached in runs.items() if "locks/torch.txt" in step)
     (stack_cached,) = (cached for step, cached in runs.items() if "locks/stack.txt" in step)
     assert torch_cached and not stack_cached
+
+
+def test_local_flash_attention_wheel(context: Path, base: str | None) -> None:
+    """The release's wheels are named with a local version that their metadata lacks; by name, pip refuses them."""
+    torch, stack = wheel(context, "torch"), wheel(context, "stacked")
+    write_lock(context, torch, stack)
+    flash = wheel(context, "flash_attn", layer="flash-attn", local="+cu12torch9.9cxx11abiTRUE")
+    line = f"flash-attn @ file:///wheelhouse/{flash.name} --hash=sha256:{sha256(flash)}"
+    name = "vla_ft:test-flash"
+    build(context, name, base, {**TINY, "FLASH_ATTN": line}, target="packages")
+    finished = containers.run_isolated(name, ["pip", "list", "--format", "freeze"])
+    subprocess.run(["docker", "image", "rm", name], check=True, capture_output=True)
+    version = flash.name.split("-")[1].split("+")[0]
+    assert f"flash-attn=={version}" in finished.output.replace("_", "-"), finished.output + finished.errors
 
 
 def test_secrets_reach_no_layer(context: Path, base: str | None, tmp_path: Path) -> None:

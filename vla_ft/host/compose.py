@@ -159,6 +159,9 @@ def run_detached(environment: Environment, arguments: Sequence[str], name: str =
         )
     code = run_service(environment, "train", arguments, detached_name=name)
     if code:
+        for run in containers.runs(everything=True):
+            if run.labels[labels.RUN] == name:
+                run.remove(force=True, v=True)
         raise UserError(f"The run did not start: `docker compose` ended with code {code}; its reason is above.")
     return name
 
@@ -180,4 +183,7 @@ def run_service(
     prepare_folders(REPOSITORY, caller(), read_env(REPOSITORY / ".env"))
     words = service_command(service, arguments, detached_name=detached_name)
     finished = subprocess.run(words, cwd=REPOSITORY, env={**os.environ, **overrides(environment)}, check=False)
+    if finished.returncode and environment.cuda and not containers.has_nvidia_runtime():
+        # Not checked beforehand: some engines hand over cards without naming the runtime.
+        echo("This engine names no NVIDIA runtime, without which a container gets no card. `invoke doctor` says more.")
     return finished.returncode

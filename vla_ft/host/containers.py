@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla_ft.errors import UserError, nearest
 from vla_ft.host import labels
+from vla_ft.host.engine import gather_engine
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -58,8 +59,8 @@ def image(name: str) -> Image | None:
 
 
 def has_nvidia_runtime() -> bool:
-    """Whether the engine can hand cards to a container."""
-    return "nvidia" in client().info().get("Runtimes", {})
+    """Whether the engine says that it can hand cards to a container."""
+    return gather_engine().nvidia_runtime
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,10 @@ def selftest(image: str, echo: Echo = print) -> dict[str, Any]:
     words = ["python", "-m", "vla_ft.environment.selftest", "--json"]
     for option, label in (("--environment", labels.ENVIRONMENT), ("--attention", labels.ATTENTION)):
         words += [option, containers.label(found.attrs, label)]
-    gpus = bool(containers.label(found.attrs, labels.CUDA)) and containers.has_nvidia_runtime()
+    wanted = bool(containers.label(found.attrs, labels.CUDA))
+    gpus = wanted and containers.has_nvidia_runtime()
+    if wanted and not gpus:
+        echo("The engine names no NVIDIA runtime: the self-test runs without a card and shows what the image holds.")
     try:
         finished = containers.run_isolated(image, words, gpus=gpus)
     except docker.errors.APIError as error:
