@@ -72,10 +72,11 @@ def test_stack_change_keeps_torch(context: Path, base: str | None) -> None:
     """Hand-made wheels stand for torch and the stack, so this needs no network."""
     torch, first, second = (wheel(context, name) for name in ("torch", "first", "second"))
     write_lock(context, torch, first)
-    build(context, "vla_ft:test-layers", base, TINY, target="packages")
+    build(context, "vla_ft:test-layers-1", base, TINY, target="packages")
     write_lock(context, torch, second)
-    done = steps(build(context, "vla_ft:test-layers", base, TINY, target="packages"))
-    subprocess.run(["docker", "image", "rm", "vla_ft:test-layers"], check=True, capture_output=True)
+    done = steps(build(context, "vla_ft:test-layers-2", base, TINY, target="packages"))
+    made = ["vla_ft:test-layers-1", "vla_ft:test-layers-2"]
+    subprocess.run(["docker", "image", "rm", *made], check=True, capture_output=True)
     runs = {step: cached for step, cached in done.items() if "RUN" in step}
     (torch_cached,) = (cached for step, cached in runs.items() if "locks/torch.txt" in step)
     (stack_cached,) = (cached for step, cached in runs.items() if "locks/stack.txt" in step)

@@ -57,9 +57,9 @@ def test_a_named_card_needs_no_card_here():
 
 
 def test_command_lines():
-    assert jobs.smoke().command("PY") == ["PY", "-m", "vla_ft", "train", "recipe=smoke", "output=runs/smoke"]
-    assert jobs.smoke(["steps=3"]).service_arguments == ("recipe=smoke", "output=runs/smoke", "steps=3")
-    assert jobs.train([]).arguments == ("train", "recipe=act")
+    assert jobs.smoke().command("PY") == ["PY", "-m", "vla_ft", "smoke"]
+    assert jobs.smoke(["steps=3"]).service_arguments == ("steps=3",)
+    assert jobs.train([]).arguments == ("train",)
     assert jobs.train(["recipe=x"]).arguments == ("train", "recipe=x")
     assert jobs.tests(["-k", "locks"]).command("PY") == ["PY", "-m", "pytest", "-k", "locks"]
     assert jobs.record(["episodes=2"]).extra == "sim"
