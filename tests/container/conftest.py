@@ -35,8 +35,9 @@ def base(engine: None) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def cpu_image(base: str | None, tmp_path_factory: pytest.TempPathFactory) -> images.Built:
-    """The cpu image of this clone: a minute when nothing is cached."""
+def cpu_image(base: str | None) -> images.Built:
+    """The cpu image of this clone, under a name of its own: a minute when nothing is cached."""
+    labels.REPOSITORY_NAME = "vla_ft_test"  # the user's own vla_ft:cpu stays what it is
     try:
         return images.build(load_table().environment("cpu"), images.Options(base=base))
     except UserError as problem:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vla_ft.environment.table import load_table
 from vla_ft.host import images, wheelhouse
+from vla_ft.host.wheel_folders import wheel_folders
 
 USER = os.getuid() or 60123
 """Whom the containers run as: the caller, or for root somebody who has no name anywhere."""
@@ -44,7 +45,7 @@ def build(
     if environment is None:
         finished = subprocess.run(words, cwd=context, capture_output=True, text=True, check=False)
     else:
-        folders, stage = wheelhouse.wheel_folders(), context / "docker" / "wheelhouse"
+        folders, stage = wheel_folders(), context / "docker" / "wheelhouse"
         with wheelhouse.staged(environment, folders, stage=stage):
             finished = subprocess.run(words, cwd=context, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr

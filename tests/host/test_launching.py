@@ -56,6 +56,13 @@ def test_a_named_card_needs_no_card_here():
         decide("rtx3091", "", LAPTOP, TABLE)
 
 
+def test_a_named_card_without_its_image_is_told_what_to_do():
+    empty = replace(WORKSTATION, engine=Engine("ok"))
+    with pytest.raises(UserError, match=r"invoke build --gpu rtx5090`, or add --local"):
+        decide("rtx5090", "", empty, TABLE)
+    assert decide("rtx5090", "--local", empty, TABLE).image is None
+
+
 def test_command_lines():
     assert jobs.smoke().command("PY") == ["PY", "-m", "vla_ft", "smoke"]
     assert jobs.smoke(["steps=3"]).service_arguments == ("steps=3",)

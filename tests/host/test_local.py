@@ -44,6 +44,8 @@ def make(tmp_path, monkeypatch):
     """Makes a LocalEnvironment on a copy of envs/ with a stand-in for pip; wheel folders of this machine are hidden."""
     shutil.copytree(ENVIRONMENTS, tmp_path / "envs")
     monkeypatch.setattr(local, "find_python", lambda version: sys.executable)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setattr("vla_ft.host.wheel_folders._configured", list)
     pip, said = Pip(), []
 
     def made(name="cpu"):
@@ -129,12 +131,15 @@ def test_a_wheel_folder_that_is_none_is_refused(make, tmp_path):
         make("cpu").ensure(tmp_path / "nowhere")
 
 
-def test_wheel_folders_of_pips_own_configuration_are_found(make, tmp_path, monkeypatch):
-    folder = tmp_path / "links"
-    folder.mkdir()
-    listed = f":env:.find-links='https://example.org {folder}'\nglobal.find-links='{tmp_path / 'absent'}'\n"
-    monkeypatch.setattr(local.subprocess, "run", lambda *a, **k: type("Done", (), {"stdout": listed})())
-    assert make()._wheel_folders(None) == [folder]
+def test_a_changed_project_file_reinstalls_the_project_alone(make):
+    make().ensure()
+    stamp = make().folder / STAMP
+    stamp.write_text(stamp.read_text().replace('"project": "', '"project": "older'))
+    count = len(make.pip.commands)
+    make().ensure()
+    assert [words[-1] for words in make.pip.commands[count:]] == [str(local.REPOSITORY), "check"]
+    make().ensure()
+    assert len(make.pip.commands) == count + 2
 
 
 def test_an_add_on_is_installed_once_for_each_lock(make):

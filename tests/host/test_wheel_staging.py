@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from vla_ft.environment.table import Environment, load_table
-from vla_ft.errors import UserError
-from vla_ft.host.wheelhouse import sha256, staged, wheel_folders
+from vla_ft.host.wheelhouse import sha256, staged
 
 
 @pytest.fixture
@@ -66,13 +65,3 @@ def test_second_build_waits(environment: Environment, wheels: Path, tmp_path: Pa
         assert len(list((tmp_path / "stage").rglob("*.whl"))) == 2
     thread.join(10)
     assert entered.is_set() and "waiting" in said[0]
-
-
-def test_folders_given_before_those_of_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path} https://index.invalid/x /absent")
-    assert wheel_folders() == [tmp_path.resolve()]
-    given = tmp_path / "given"
-    given.mkdir()
-    assert wheel_folders([str(given)]) == [given.resolve()]
-    with pytest.raises(UserError, match="is no folder"):
-        wheel_folders(["/absent"])

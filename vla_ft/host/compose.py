@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vla_ft.environment.table import REPOSITORY, Environment
 from vla_ft.errors import UserError
-from vla_ft.host import containers, images, labels
+from vla_ft.host import containers, images, labels, mounts
 
 GPU_FILE = "docker/compose.gpu.yaml"
 MAIN_FILE = "compose.yaml"
@@ -102,8 +102,7 @@ def _write_env(path: Path, values: Mapping[str, str]) -> None:
 
 def prepare_folders(repository: Path, who: Caller, env: Mapping[str, str]) -> None:
     """Make the folders for data and runs where they are missing, owned by whom the containers run as."""
-    for name, default in (("VLA_FT_DATA", "datasets"), ("VLA_FT_RUNS", "runs")):
-        folder = repository / (os.environ.get(name) or env.get(name) or default)
+    for folder in mounts.host_folders(repository, env):
         folder.mkdir(parents=True, exist_ok=True)
         if os.getuid() == 0 and folder.stat().st_uid == 0:
             os.chown(folder, who.uid, who.gid)
@@ -180,8 +179,10 @@ def run_service(
     """
     containers.require_plugin("compose")
     require_image(environment, echo)
-    prepare_folders(REPOSITORY, caller(), read_env(REPOSITORY / ".env"))
-    words = service_command(service, arguments, detached_name=detached_name)
+    env = read_env(REPOSITORY / ".env")
+    prepare_folders(REPOSITORY, caller(), env)
+    translated = mounts.inside(arguments, mounts.host_folders(REPOSITORY, env))
+    words = service_command(service, translated, detached_name=detached_name)
     finished = subprocess.run(words, cwd=REPOSITORY, env={**os.environ, **overrides(environment)}, check=False)
     if finished.returncode and environment.cuda and not containers.has_nvidia_runtime():
         # Not checked beforehand: some engines hand over cards without naming the runtime.

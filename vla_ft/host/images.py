@@ -21,6 +21,7 @@ import vla_ft
 from vla_ft.environment.table import REPOSITORY, Environment, Table, load_table
 from vla_ft.errors import UserError
 from vla_ft.host import attention, containers, labels, wheelhouse
+from vla_ft.host.wheel_folders import wheel_folders
 
 MAXIMUM_SECRET = 500 * 1024
 """Bytes; BuildKit refuses a larger secret."""
@@ -41,7 +42,7 @@ class Options:
     base: str | None = None
     """Base image; None: the Dockerfile's, by digest."""
     wheelhouse: tuple[str, ...] = ()
-    """Folders of wheels that take precedence over the indexes; empty: PIP_FIND_LINKS."""
+    """Folders of wheels that take precedence over the indexes; those of pip's find-links come after."""
     ca_bundle: str | None = None
     """Certificate authorities for the downloads; None: the file that SSL_CERT_FILE names, if any."""
     flash_attn: str = "auto"
@@ -151,7 +152,7 @@ def build(environment: Environment, options: Options | None = None, echo: Echo =
     options = options or Options()
     containers.require_plugin("buildx")
     build_secrets = secrets(options)
-    folders = wheelhouse.wheel_folders(options.wheelhouse)
+    folders = wheel_folders(options.wheelhouse)
     chosen = attention.decide(environment, options.flash_attn, folders, build_secrets.get("ca"))
     echo(chosen.reason)
     for entry in environment.unverified:

@@ -12,6 +12,7 @@ from pathlib import Path
 from vla_ft.environment.facts import Engine, Facts, Image
 from vla_ft.environment.selection import choose
 from vla_ft.environment.table import REPOSITORY, Environment, Table
+from vla_ft.errors import UserError
 from vla_ft.host import labels
 from vla_ft.host.jobs import Job
 from vla_ft.host.local import LocalEnvironment, say
@@ -36,9 +37,9 @@ class Place:
 def decide(gpu: str, local: str, facts: Facts, table: Table) -> Place:
     """Choose environment and place.
 
-    An image is used where an engine answers and holds one from the environment's present lock; otherwise the local
-    environment, which is made from the same lock; ``local`` is a reason for the latter in any case, or empty. Raises
-    UserError for an unknown card.
+    An image is used where an engine answers and holds one from the environment's present lock. Otherwise the local
+    environment, which is made from the same lock, unless a card was named: then the missing image is a mistake to mend.
+    ``local`` is a reason for the local environment in any case, or empty. Raises UserError for that, or an unknown card.
     """
     if gpu == "auto":
         choice = choose(facts, table)
@@ -50,6 +51,11 @@ def decide(gpu: str, local: str, facts: Facts, table: Table) -> Place:
     if facts.engine.state != "ok":
         return Place(environment, None, f"{why}; no Docker engine answers")
     image = current_image(facts.engine, environment)
+    if image is None and gpu != "auto":
+        raise UserError(
+            f"No image of {environment.name} from the present lock is here. Make it with `invoke build --gpu {gpu}`, "
+            "or add --local for the same environment without Docker."
+        )
     if image is None:
         hint = f"no image from the present lock, `invoke build --gpu {environment.name}` makes one"
         return Place(environment, None, f"{why}; {hint}")

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import tempfile
@@ -25,6 +24,7 @@ from vla_ft.environment.locks import write_layers
 from vla_ft.environment.table import REPOSITORY, Environment
 from vla_ft.errors import UserError
 from vla_ft.host.interpreters import find_python
+from vla_ft.host.wheel_folders import wheel_folders
 
 VENVS = REPOSITORY / ".venvs"
 STAMP = "vla-ft.json"
@@ -76,8 +76,12 @@ class LocalEnvironment:
         Raises UserError when the platform, Python 3.11, torch's wheel or a package cannot be had.
         """
         with self._locked():
-            if not self._stamped(self._wanted()):
+            wanted = self._wanted()
+            if not self._stamped(wanted, ("lock", "repository", "folder")):
                 self._make(wheelhouse)
+            elif not self._stamped(wanted, ("project",)):
+                self._install_project()
+                self._write_stamp({**self._stamp(), **wanted})
         return self.python
 
     def add_extra(self, extra: str, wheelhouse: Path | None = None) -> Path:
@@ -111,16 +115,19 @@ class LocalEnvironment:
             if cuda.stat().st_size:
                 self._install("CUDA libraries", cuda, wheelhouse)
             self._install("stack", stack, wheelhouse)
+        self._install_project()
+        self._write_stamp(self._wanted())
+
+    def _install_project(self) -> None:
         # Setuptools comes from the lock, so nothing is fetched for the build either.
         project = ["--no-deps", "--no-build-isolation", "--editable", str(REPOSITORY)]
         self._step("this project", self._pip("install", *project))
         self._check()
-        self._write_stamp(self._wanted())
 
     def _install_torch(self, requirements: Path, wheelhouse: Path | None) -> None:
         """torch from a wheel folder, else from its own index where it has one, else from the default index."""
         name = f"torch {self.environment.torch}"
-        folder = next((one for one in self._wheel_folders(wheelhouse) if self._torch_in(one)), None)
+        folder = next((one for one in wheel_folders([wheelhouse] if wheelhouse else []) if self._torch_in(one)), None)
         if folder is not None:
             self._install(f"{name} from {folder}", requirements, folder, ["--no-index"])
         elif (index := self.environment.torch_index) is not None:
@@ -132,15 +139,6 @@ class LocalEnvironment:
             self._install(f"{name} from torch's own index", requirements, None, options, remedy)
         else:
             self._install(name, requirements, None)
-
-    def _wheel_folders(self, wheelhouse: Path | None) -> list[Path]:
-        """Folders with wheels, the given one first, then those of pip's ``find-links`` (variable or file)."""
-        if wheelhouse is not None and not wheelhouse.is_dir():
-            raise UserError(f"Wheel folder {wheelhouse} is no folder. Name one that holds .whl files.")
-        listed = subprocess.run(self._pip("config", "list"), capture_output=True, text=True).stdout
-        links = re.findall(r"^(?::env:|[a-z]+)\.find-links='(.*)'$", listed, flags=re.MULTILINE)
-        paths = [Path(text) for line in links for text in line.replace("\\n", " ").split() if "://" not in text]
-        return ([wheelhouse] if wheelhouse else []) + [path for path in paths if path.is_dir()]
 
     def _torch_in(self, folder: Path) -> bool:
         return (folder / self.environment.torch_wheel).is_file()
@@ -195,9 +193,9 @@ class LocalEnvironment:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _stamped(self, wanted: dict[str, object]) -> bool:
+    def _stamped(self, wanted: dict[str, object], keys: Sequence[str]) -> bool:
         have = self._stamp()
-        return self.python.exists() and all(have.get(key) == value for key, value in wanted.items())
+        return self.python.exists() and all(have.get(key) == wanted[key] for key in keys)
 
     def _write_stamp(self, stamp: dict[str, object] | dict[str, dict[str, str]]) -> None:
         beside = self.folder / f"{STAMP}.new"

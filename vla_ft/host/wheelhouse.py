@@ -31,18 +31,6 @@ class Staged:
     """Files in their own folders, not the staged copies."""
 
 
-def wheel_folders(given: Sequence[str] = ()) -> list[Path]:
-    """Folders given by ``--wheelhouse``, or else the existing folders among ``PIP_FIND_LINKS``.
-
-    Raises UserError when a given folder does not exist.
-    """
-    for name in given:
-        if not Path(name).is_dir():
-            raise UserError(f"--wheelhouse {name} is no folder. Give a folder that holds .whl files.")
-    names = given or [name for name in os.environ.get("PIP_FIND_LINKS", "").split() if "://" not in name]
-    return [Path(name).resolve() for name in names if Path(name).is_dir()]
-
-
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     digest = hashlib.sha256()

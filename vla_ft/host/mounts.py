@@ -1,0 +1,48 @@
+"""What a container sees of this machine: the folders of data and runs, and what a path of the caller is called inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vla_ft.errors import UserError
+
+FOLDERS = {"VLA_FT_DATA": ("datasets", "/data"), "VLA_FT_RUNS": ("runs", "/runs")}
+"""Variable of ``.env`` or the shell -> its default in the clone, and where compose.yaml mounts it."""
+PATH_KEYS = ("data.path", "output", "init.path", "resume")
+"""Keys of a run that hold paths."""
+
+
+def host_folders(repository: Path, env: Mapping[str, str]) -> dict[Path, str]:
+    """Mounted folders of this machine and their names inside; the shell's variables go before those of ``.env``."""
+    return {
+        (repository / (os.environ.get(name) or env.get(name) or default)).resolve(): inside
+        for name, (default, inside) in FOLDERS.items()
+    }
+
+
+def inside(arguments: Sequence[str], folders: Mapping[Path, str]) -> list[str]:
+    """``key=value`` words with paths of this machine replaced by what a container calls them.
+
+    A value that names nothing here is left as it is: it may be a path inside already. Raises UserError for a file or
+    folder of this machine that is in no mounted folder.
+    """
+    return [_translate(word, folders) for word in arguments]
+
+
+def _translate(word: str, folders: Mapping[Path, str]) -> str:
+    key, _, value = word.partition("=")
+    if key not in PATH_KEYS or value in ("mock", "auto", "never", ""):
+        return word
+    path = Path(value).resolve()
+    for folder, name in folders.items():
+        if path.is_relative_to(folder):
+            return f"{key}={name}/{path.relative_to(folder)}".rstrip("/.")
+    if path.exists():
+        mounted = " or ".join(str(folder) for folder in folders)
+        raise UserError(
+            f"{key}={value} is not in a folder that the container sees. Put it under {mounted}, point VLA_FT_DATA or "
+            "VLA_FT_RUNS at its folder, or add --local."
+        )
+    return word
