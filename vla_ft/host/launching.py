@@ -39,7 +39,7 @@ def decide(gpu: str, local: str, facts: Facts, table: Table) -> Place:
 
     An image is used where an engine answers and holds one from the environment's present lock. Otherwise the local
     environment, which is made from the same lock, unless a card was named: then the missing image is a mistake to mend.
-    ``local`` is a reason for the local environment in any case, or empty. Raises UserError for that, or an unknown card.
+    ``local`` is a reason for the local environment in any case, or empty. Raises UserError for both kinds of mistake.
     """
     if gpu == "auto":
         choice = choose(facts, table)

@@ -1,4 +1,4 @@
-"""What a container sees of this machine: the folders of data and runs, and what a path of the caller is called inside."""
+"""What a container sees of this machine: the folders of data and runs, and their names inside."""
 
 from __future__ import annotations
 
