@@ -54,7 +54,7 @@ def test_right_gripper_closes_around_the_lying_cube(cube: np.ndarray) -> None:
 def test_it_comes_from_above_and_lifts_straight(cube: np.ndarray) -> None:
     plan = plan_transfer(cube)
     start, _ = closing(plan.right)
-    moving = [plan.at(t).right.position for t in np.arange(start - 1.0, start, 0.02)]
+    moving = [plan.at(t).right.position for t in np.arange(start - 0.8, start, 0.02)]
     assert np.ptp([p[:2] for p in moving], axis=0) == pytest.approx([0, 0], abs=1e-9)
     assert (np.diff([p[2] for p in moving]) <= 0).all() and moving[0][2] - moving[-1][2] > 0.05
 

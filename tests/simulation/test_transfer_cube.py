@@ -56,6 +56,8 @@ def test_expert_succeeds_and_gym_aloha_agrees(environment: CubeTransfer) -> None
         assert reason is None
         assert actions.shape == (400, ACTION_DIM) and actions.dtype == np.float32
         assert actions[:, [6, 13]].min() >= 0 and actions[:, [6, 13]].max() <= 1
+        assert np.abs(np.diff(actions, axis=0)).max() < 0.1
+        assert np.abs(actions[:, [3, 10]]).max() < 0.3  # the forearms do not spin: one way to the goal, not two
         reward, qpos = gym_aloha_outcome(actions, start.cube)
         assert reward == 4
         assert np.array_equal(qpos, environment.qpos())

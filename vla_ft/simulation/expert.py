@@ -28,7 +28,7 @@ HOME_GRIPPER = 0.1
 
 # The right gripper keeps one slope from the grasp to the handover, so that the cube stays level and its upper and lower
 # faces are free for the left gripper, which comes level and rolled by a quarter turn.
-RIGHT_SLOPE = 60.0
+RIGHT_SLOPE = 75.0
 RIGHT_ROTATION = compose(axis_angle((0, 0, 1), 180), axis_angle((0, 1, 0), RIGHT_SLOPE))
 LEFT_ROTATION = axis_angle((1, 0, 0), 90)
 RIGHT_REACH = 0.137
@@ -89,12 +89,16 @@ def _right_arm(lying: np.ndarray) -> tuple[Keyframe, ...]:
     meet = _holding(MEETING, RIGHT_ROTATION, RIGHT_REACH)
     hover, lift = _shift(grasp, z=0.09), _shift(grasp, z=0.10)
     away = _shift(meet, x=0.10, z=0.06)
+    # The slope is taken up in the arm's middle plane. On the way to a cube beside it the wrist would pass the pose in
+    # which two of its axes align, and the forearm would spin by half a turn, to a side that depends on the cube.
+    turned = Pose(HOME_RIGHT.position, RIGHT_ROTATION)
     return (
         Keyframe(0.0, HOME_RIGHT, HOME_GRIPPER),
-        Keyframe(1.6, hover, OPEN),
-        Keyframe(2.6, grasp, OPEN),
-        Keyframe(3.1, grasp, CLOSED),
-        Keyframe(3.8, lift, CLOSED),
+        Keyframe(0.8, turned, HOME_GRIPPER),
+        Keyframe(2.0, hover, OPEN),
+        Keyframe(2.8, grasp, OPEN),
+        Keyframe(3.2, grasp, CLOSED),
+        Keyframe(3.9, lift, CLOSED),
         Keyframe(5.0, meet, CLOSED),
         Keyframe(6.5, meet, CLOSED),
         Keyframe(6.9, meet, OPEN),
