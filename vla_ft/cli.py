@@ -20,7 +20,8 @@ USAGE = """vla-ft COMMAND [key=value ...]
   selftest                                prove this environment: versions, CUDA, architectures, backends, policies
 
 Keys are those of the recipe files (vla_ft/recipes), such as steps=1000, data.path=/data/demos, batch.per_device=4.
-Exit codes: 0 done, 2 a mistake that you can mend, 75 stopped by a signal after a checkpoint (run again to continue)."""
+Exit codes: 0 done, 1 tried and fell short (a smoke run that did not learn, attempts that ran out), 2 a mistake that
+you can mend, 75 stopped by a signal after a checkpoint (run again to continue)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,8 +96,8 @@ def _record(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.simulation.record import RecordConfig, record
 
-    record(from_arguments(RecordConfig, arguments, "vla-ft record"))
-    return 0
+    config = from_arguments(RecordConfig, arguments, "vla-ft record")
+    return 0 if record(config).kept == config.episodes else 1
 
 
 def _mock(arguments: Sequence[str]) -> int:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from vla_ft.cli import main
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
 from vla_ft.errors import UserError
 from vla_ft.simulation import record as module
 from vla_ft.simulation.demonstration import CubeContacts, draw_start
 from vla_ft.simulation.expert import Targets
-from vla_ft.simulation.record import RecordConfig, RecordReport, main, record
+from vla_ft.simulation.record import RecordConfig, RecordReport, record
 
 FPS = 10
 STEPS = 80
@@ -166,13 +167,13 @@ def test_a_disk_too_small_is_refused_first(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Missing setting 'output'"),
-        (["output"], "'output' is no setting. Expected key=value"),
-        (["output=x", "episode=3"], "Unknown setting 'episode'. Did you mean 'episodes'?"),
-        (["output=x", "episodes=none"], "episodes='none' does not fit"),
+        ([], "Key 'output' is missing"),
+        (["output"], "Cannot read 'output': expected key=value"),
+        (["output=x", "episode=3"], "Unknown key 'episode'. Did you mean 'episodes'?"),
+        (["output=x", "episodes=none"], "Key 'episodes' is 'none'"),
         (["output=x", "episodes=0"], "episodes=0 does not fit: expected 1 or more"),
         (["output=x", "width=641"], "width=641 does not fit: expected from 16 to 640"),
-        (["output=x", "noise=nan"], "noise=nan does not fit"),
+        (["output=x", "noise=nan"], "noise"),
         (["output=x", "attempts=3"], "attempts=3 does not fit: expected 20 or more"),
         (["output=x", "cameras=[]"], "expected at least one camera"),
         (["output=x", "cameras=[top"], "Cannot read"),
@@ -182,7 +183,7 @@ def test_bad_settings_are_told_and_exit_with_2(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(words) == 2
+    assert main(["record", *words]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -191,7 +192,7 @@ def test_missing_simulator_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    assert main([f"output={tmp_path / 'set'}"]) == 2
+    assert main(["record", f"output={tmp_path / 'set'}"]) == 2
     assert "gym_aloha cannot be imported here. Run `invoke record`" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -204,7 +205,7 @@ def test_exit_code_says_whether_all_were_kept(tmp_path: Path, monkeypatch: pytes
         return RecordReport(output=config.output, kept=3, attempts=9, seconds=1.0, size=0)
 
     monkeypatch.setattr(module, "record", fake)
-    words = [f"output={tmp_path}", "cameras=top,angle", "compress=true"]
-    assert main([*words, "episodes=3"]) == 0
-    assert main([*words, "episodes=4"]) == 1
+    words = [f"output={tmp_path}", "cameras=[top,angle]", "compress=true"]
+    assert main(["record", *words, "episodes=3"]) == 0
+    assert main(["record", *words, "episodes=4"]) == 1
     assert seen[0] == RecordConfig(output=tmp_path, episodes=3, cameras=("top", "angle"), compress=True)

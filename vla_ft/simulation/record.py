@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -283,15 +282,3 @@ def _open_gym_aloha(console: Console) -> Callable[[int], Simulator]:
     from vla_ft.simulation.environment import CubeTransfer
 
     return CubeTransfer
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run ``key=value`` words. Exit code 0: all episodes kept, 1: the attempts ran out, 2: a mistake of the user."""
-    from vla_ft.simulation.record_arguments import parse
-
-    try:
-        config = parse(arguments)
-        return 0 if record(config).kept == config.episodes else 1
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
