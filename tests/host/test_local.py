@@ -94,9 +94,10 @@ def test_a_failed_step_leaves_no_stamp_and_is_made_anew(make):
 
 
 def test_only_torch_asks_torchs_index_and_not_for_long(make):
-    make("cu118").ensure()
+    cu118 = make("cu118")
+    cu118.ensure()
     torch, *others = installs(make.pip)
-    assert "--index-url https://download.pytorch.org/whl/cu118 --retries 1" in torch
+    assert f"--index-url {cu118.environment.torch_index} --retries 1" in torch
     assert not any("--index-url" in line for line in others)
 
 
