@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from vla_ft.environment.facts import Image
-from vla_ft.host import engine
+from vla_ft.host import engine, labels
 
 
 class DockerException(Exception):
@@ -48,7 +48,8 @@ def test_an_engine_with_images(monkeypatch, plugins):
     def built(environment, *tags):
         return SimpleNamespace(tags=tags, labels={"vla_ft.environment": environment, "vla_ft.lock": "abc"})
 
-    images = [built("cpu", "vla_ft:cpu", "vla_ft:cpu-candidate"), built("cu128")]
+    unproved = [labels.candidate_name("vla_ft:cpu"), labels.failed_name("vla_ft:cpu")]
+    images = [built("cpu", "vla_ft:cpu", *unproved), built("cu128")]
     info = {"ServerVersion": "20.10.24", "Runtimes": {"runc": {}, "nvidia": {}}, "DockerRootDir": "/var/lib/docker"}
     monkeypatch.setitem(sys.modules, "docker", sdk(info, images))
     found = engine.gather_engine()

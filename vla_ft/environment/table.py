@@ -131,6 +131,11 @@ class Environment:
         return hashlib.sha256(self.lock.read_bytes()).hexdigest()[:12]
 
     @property
+    def device(self) -> str:
+        """What a run in it is promised: ``cuda`` or ``cpu``."""
+        return "cuda" if self.cuda else "cpu"
+
+    @property
     def cuda_version(self) -> Version:
         """CUDA as numbers, ``()`` without CUDA: environments sort by it, oldest first."""
         return parse_version(self.cuda) if self.cuda else ()

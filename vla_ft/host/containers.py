@@ -156,6 +156,14 @@ def rename(source: str, target: str) -> Image:
     return images.get(target)
 
 
+def remove_image(name: str) -> None:
+    """Remove an image's name, and the image with its last name; nothing happens where it is not here."""
+    import docker
+
+    with contextlib.suppress(docker.errors.ImageNotFound):
+        client().images.remove(name)
+
+
 def label(attributes: Mapping[str, Any], name: str) -> str:
     """A label from ``Image.attrs``, or an empty string."""
     return str((attributes.get("Config", {}).get("Labels") or {}).get(name, ""))

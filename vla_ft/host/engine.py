@@ -55,7 +55,7 @@ def _images(client: Any) -> tuple[Image, ...]:
     found = []
     for image in client.images.list(filters={"label": labels.ENVIRONMENT}):
         environment, lock = image.labels[labels.ENVIRONMENT], image.labels.get(labels.LOCK, "")
-        found += [Image(tag, environment, lock) for tag in image.tags if tag != labels.candidate_name(environment)]
+        found += [Image(tag, environment, lock) for tag in image.tags if labels.is_proved(tag)]
     return tuple(sorted(found, key=lambda one: one.tag))
 
 
