@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from vla_ft.environment.facts import Image
+from vla_ft.environment.facts import Facts, Image
 from vla_ft.host import engine, labels
 
 
@@ -89,3 +89,16 @@ def test_the_clones_own_docker_folder_is_no_sdk(monkeypatch):
     assert engine.gather_engine().state == "no sdk"
     monkeypatch.setitem(sys.modules, "docker", None)  # as where neither the SDK nor a folder of that name is
     assert engine.gather_engine().state == "no sdk"
+
+
+def test_the_engines_disk_is_looked_at(monkeypatch, plugins, tmp_path):
+    clone = Facts(disk_free_bytes={"/clone": 5})
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setitem(sys.modules, "docker", sdk({"DockerRootDir": str(tmp_path)}))
+    found = engine.with_engine(clone).disk_free_bytes
+    assert found["/clone"] == 5 and found[str(tmp_path)] > 0
+    monkeypatch.setenv("DOCKER_HOST", "ssh://elsewhere")
+    assert engine.with_engine(clone).disk_free_bytes == {"/clone": 5}
+    monkeypatch.delenv("DOCKER_HOST")
+    monkeypatch.setitem(sys.modules, "docker", sdk({"DockerRootDir": str(tmp_path / "in a virtual machine")}))
+    assert engine.with_engine(clone).disk_free_bytes == {"/clone": 5}

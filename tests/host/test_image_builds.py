@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import docker.errors
 import pytest
 
+from vla_ft.environment.facts import Gpus
 from vla_ft.environment.table import REPOSITORY, load_table
 from vla_ft.errors import UserError
 from vla_ft.host import containers, images, labels
@@ -173,3 +175,49 @@ def test_a_build_that_is_interrupted_leaves_no_candidate(engine: Engine) -> None
     with pytest.raises(KeyboardInterrupt):
         images.build(CPU, echo=lambda line: None)
     assert engine.names == {}
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands for an image with CUDA and its containers: keeps how they were started; ``refuse`` fails those with cards."""
+    known = SimpleNamespace(started=[], refuse=False, runtime=False, state="ok")
+
+    def run_isolated(name: str, command: list[str], **options: object) -> containers.Finished:
+        known.started.append(options)
+        if known.refuse and options.get("gpus"):
+            raise docker.errors.APIError("x", explanation="could not select device driver")
+        return containers.Finished(0, '{"passed": true, "gpus": 0, "checks": []}\n', "")
+
+    image = SimpleNamespace(attrs={"Config": {"Labels": {labels.CUDA: "12.8", labels.ENVIRONMENT: "cu128"}}})
+    monkeypatch.setattr(containers, "image", lambda name: image)
+    monkeypatch.setattr(containers, "run_isolated", run_isolated)
+    monkeypatch.setattr(containers, "has_nvidia_runtime", lambda: known.runtime)
+    monkeypatch.setattr(images, "gather_gpus", lambda: Gpus(known.state))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return known
+
+
+@pytest.mark.parametrize(
+    ("runtime", "state", "asked"), [(True, "no library", True), (False, "ok", True), (False, "no library", False)]
+)
+def test_cards_are_asked_for_where_there_may_be_some(
+    inside: SimpleNamespace, runtime: bool, state: str, asked: bool
+) -> None:
+    inside.runtime, inside.state = runtime, state
+    images.selftest("x", lambda line: None)
+    assert [one["gpus"] for one in inside.started] == [asked]
+
+
+def test_an_engine_that_hands_over_no_cards_proves_the_image_without(inside: SimpleNamespace) -> None:
+    inside.refuse = True
+    said: list[str] = []
+    assert images.selftest("x", said.append)["passed"]
+    assert [one.get("gpus", False) for one in inside.started] == [True, False]
+    assert "could not select device driver" in said[0]
+
+
+def test_the_choice_of_cards_is_handed_on(inside: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.selftest("x", lambda line: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    images.selftest("x", lambda line: None)
+    assert [one["environment"] for one in inside.started] == [{}, {"CUDA_VISIBLE_DEVICES": "1"}]

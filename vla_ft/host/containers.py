@@ -75,7 +75,13 @@ class Finished:
 
 
 def run_isolated(
-    name: str, command: Sequence[str], *, user: str = "54321:54321", gpus: bool = False, timeout: float = 900
+    name: str,
+    command: Sequence[str],
+    *,
+    user: str = "54321:54321",
+    gpus: bool = False,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 900,
 ) -> Finished:
     """Run a command in a fresh container: no network, read-only root, no capabilities, a user without a name.
 
@@ -88,6 +94,7 @@ def run_isolated(
         entrypoint=list(command),
         command=[],
         user=user,
+        environment=dict(environment or {}),
         init=True,
         network_mode="none",
         read_only=True,

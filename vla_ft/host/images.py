@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import vla_ft
+from vla_ft.environment.facts import NVML_OK, gather_gpus
 from vla_ft.environment.table import REPOSITORY, Environment, Table, load_table
 from vla_ft.errors import UserError
 from vla_ft.host import attention, containers, labels, wheelhouse
 from vla_ft.host.wheel_folders import wheel_folders
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The user's choice among this machine's cards; compose.yaml hands it on as well."""
 MAXIMUM_SECRET = 500 * 1024
 """Bytes; BuildKit refuses a larger secret."""
 EVIDENCE = REPOSITORY / "build"
@@ -257,11 +260,13 @@ def selftest(image: str, echo: Echo = print) -> dict[str, Any]:
     for option, label in (("--environment", labels.ENVIRONMENT), ("--attention", labels.ATTENTION)):
         words += [option, containers.label(found.attrs, label)]
     wanted = bool(containers.label(found.attrs, labels.CUDA))
-    gpus = wanted and containers.has_nvidia_runtime()
+    # Asked for even where the engine names no NVIDIA runtime: NVIDIA's hook serves engines that know nothing of it.
+    gpus = wanted and (containers.has_nvidia_runtime() or gather_gpus().state == NVML_OK)
     if wanted and not gpus:
-        echo("The engine names no NVIDIA runtime: the self-test runs without a card and shows what the image holds.")
+        echo("No card is visible here: the self-test runs without one and shows what the image holds.")
+    chosen = {name: os.environ[name] for name in (VISIBLE,) if name in os.environ}
     try:
-        finished = containers.run_isolated(image, words, gpus=gpus)
+        finished = containers.run_isolated(image, words, gpus=gpus, environment=chosen)
     except docker.errors.APIError as error:
         if not gpus:
             raise
