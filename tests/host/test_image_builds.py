@@ -179,7 +179,7 @@ def test_a_build_that_is_interrupted_leaves_no_candidate(engine: Engine) -> None
 
 @pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stands for an image with CUDA and its containers: keeps how they were started; ``refuse`` fails those with cards."""
+    """Stands for an image with CUDA: keeps how its containers were started; ``refuse`` fails those with cards."""
     known = SimpleNamespace(started=[], refuse=False, runtime=False, state="ok")
 
     def run_isolated(name: str, command: list[str], **options: object) -> containers.Finished:
