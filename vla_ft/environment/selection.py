@@ -60,7 +60,7 @@ def fits(facts: Facts, table: Table) -> list[Fit]:
 
 def _fit(environment: Environment, driver: str, devices: tuple[Device, ...], table: Table) -> Fit:
     generations = {one.generation for device in devices for one in table.kin(device.name, device.compute_capability)}
-    needed = [environment.driver_needed(generation) or "" for generation in generations or {None}]
+    needed = [environment.driver_needed(generation) or "" for generation in generations or {""}]
     uncovered = tuple(device for device in devices if not environment.holds(device.compute_capability))
     return Fit(environment, driver, max(needed, key=parse_version), uncovered)
 
