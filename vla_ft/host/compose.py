@@ -109,7 +109,11 @@ def prepare_folders(repository: Path, who: Caller, env: Mapping[str, str]) -> No
 
 
 def require_image(environment: Environment, echo: Callable[[str], None] = print) -> None:
-    """Raise UserError unless the environment's image is here; one of an older lock or source is named and used."""
+    """Raise UserError unless the environment's image is here and of the present lock.
+
+    The one rule for images of older locks: who names an image, or cannot do without one (shell, detached runs), is told
+    to renew it; ``--gpu auto`` goes to the local environment instead (``launching.decide``). An older source is named.
+    """
     name = labels.image_name(environment.name)
     found = containers.image(name)
     if found is None:
@@ -117,13 +121,18 @@ def require_image(environment: Environment, echo: Callable[[str], None] = print)
     renew = f"`invoke build --gpu {environment.name}` renews it."
     lock = containers.label(found.attrs, labels.LOCK)
     if lock != environment.lock_hash:
-        echo(f"{name} was built from lock {lock or 'unknown'}, the clone's is {environment.lock_hash}: {renew}")
-    elif containers.label(found.attrs, labels.SOURCE) != images.source_hash():
+        raise UserError(
+            f"{name} was built from lock {lock or 'unknown'}, the clone's is {environment.lock_hash}. {renew}"
+        )
+    if containers.label(found.attrs, labels.SOURCE) != images.source_hash():
         echo(f"{name} holds another source than the clone: {renew} That takes seconds.")
 
 
 def overrides(environment: Environment, repository: Path = REPOSITORY) -> dict[str, str]:
-    """Variables that run one command with an environment, whatever ``.env`` says (the shell's go before it)."""
+    """Variables for one command with an environment; they go before those of the shell and of ``.env``.
+
+    Compose files of the user's own stay: those in the shell's COMPOSE_FILE, or in that of ``.env`` where it is not set.
+    """
     env = read_env(repository / ".env")
     return settings(environment, caller(), os.environ.get("COMPOSE_FILE") or env.get("COMPOSE_FILE", ""))
 
