@@ -69,7 +69,20 @@ def test_containers_never_run_as_root(
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: uid)
     monkeypatch.setattr(os, "getgid", lambda: 20 if uid else 0)
-    assert compose.caller(environ) == expected
+    assert compose.caller(environ, rootless=False) == expected
+
+
+def test_on_a_rootless_engine_the_containers_root_is_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compose.caller({}, rootless=True) == Caller(0, 0)
+    engine = SimpleNamespace(info=lambda: {"SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless"]})
+    monkeypatch.setattr(containers, "client", lambda: engine)
+    assert compose.caller({}) == Caller(0, 0)
+
+    def absent() -> None:
+        raise UserError("no engine")
+
+    monkeypatch.setattr(containers, "client", absent)
+    assert compose.caller({}) != Caller(0, 0)
 
 
 def test_service_commands() -> None:

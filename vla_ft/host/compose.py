@@ -19,7 +19,7 @@ from vla_ft.host import containers, images, labels, mounts
 GPU_FILE = "docker/compose.gpu.yaml"
 MAIN_FILE = "compose.yaml"
 NOBODY_IN_PARTICULAR = 1000
-"""The image's own user, for callers who are root: a container never runs as root."""
+"""The image's own user, for callers who are root: a container never runs as the machine's root."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,14 @@ class Caller:
     gid: int
 
 
-def caller(environ: Mapping[str, str] = os.environ) -> Caller:
-    """The user who called, also through sudo; for root itself the image's user."""
+def caller(environ: Mapping[str, str] = os.environ, *, rootless: bool | None = None) -> Caller:
+    """The user who called, also through sudo; for root itself the image's user.
+
+    On a rootless engine the container's root is the caller, and every other number is nobody who owns the folders.
+    ``rootless`` None: the engine is asked.
+    """
+    if containers.is_rootless() if rootless is None else rootless:
+        return Caller(0, 0)
     uid, gid = os.getuid(), os.getgid()
     if uid == 0 and environ.get("SUDO_UID", "0") != "0":
         uid, gid = int(environ["SUDO_UID"]), int(environ["SUDO_GID"])

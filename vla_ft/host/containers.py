@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla_ft.errors import UserError, nearest
 from vla_ft.host import labels
-from vla_ft.host.engine import gather_engine
+from vla_ft.host.engine import gather_engine, mapped_users
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -61,6 +61,14 @@ def image(name: str) -> Image | None:
 def has_nvidia_runtime() -> bool:
     """Whether the engine says that it can hand cards to a container."""
     return gather_engine().nvidia_runtime
+
+
+def is_rootless() -> bool:
+    """Whether the engine runs without root, so that root in a container is the caller outside; no without an engine."""
+    try:
+        return mapped_users(client().info()) == "rootless"
+    except UserError:
+        return False
 
 
 @dataclass(frozen=True)
