@@ -77,10 +77,10 @@ class Engine:
     buildx: str | None = None
     root: str = ""
     """Folder of the engine's images."""
-    users: str = ""
-    """How it maps a container's users: ``rootless`` (its root is the caller), ``remapped`` (userns-remap), or not."""
     images: tuple[Image, ...] = ()
     message: str = ""
+    users: str = ""
+    """How it maps a container's users: ``rootless`` (its root is the caller), ``remapped`` (userns-remap), or not."""
 
 
 @dataclass(frozen=True)
