@@ -14,7 +14,7 @@ from container_support import USER, Compose
 
 from vla_ft.environment.table import REPOSITORY, load_table
 from vla_ft.errors import UserError
-from vla_ft.host import base_image, containers, images, labels
+from vla_ft.host import base_image, containers, images
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +37,9 @@ def base(engine: None) -> str | None:
 @pytest.fixture(scope="session")
 def cpu_image(base: str | None) -> images.Built:
     """The cpu image of this clone, under a name of its own: a minute when nothing is cached."""
-    labels.REPOSITORY_NAME = "vla_ft_test"  # the user's own vla_ft:cpu stays what it is
+    name = "vla_ft_test:cpu"  # the user's own vla_ft:cpu stays what it is
     try:
-        return images.build(load_table().environment("cpu"), images.Options(base=base))
+        return images.build(load_table().environment("cpu"), images.Options(base=base), name=name)
     except UserError as problem:
         if "cannot be pulled" in str(problem):
             pytest.skip(str(problem))
@@ -70,7 +70,7 @@ def compose(cpu_image: images.Built, tmp_path: Path) -> Iterator[Compose]:
         **os.environ,
         "COMPOSE_FILE": "compose.yaml",
         "COMPOSE_PROJECT_NAME": f"vla_ft_test_{uuid.uuid4().hex[:8]}",
-        "VLA_FT_IMAGE": labels.image_name("cpu"),
+        "VLA_FT_IMAGE": cpu_image.image,
         "VLA_FT_DEVICE": "cpu",
         "VLA_FT_UID": str(USER),
         "VLA_FT_GID": str(os.getgid() or USER),

@@ -68,7 +68,11 @@ def test_what_fits_and_what_is_best(name, admitted, best):
         ("470.256.02", "NVIDIA A100-SXM4-40GB", (8, 0), "cu118"),
         ("525.60.12", "NVIDIA A100-SXM4-40GB", (8, 0), "cu118"),
         ("525.60.13", "NVIDIA A100-SXM4-40GB", (8, 0), "cu126"),
-        ("550.54", "NVIDIA GeForce RTX 4090 Laptop GPU", (8, 9), "cu118"),
+        # Not in the table: the default of the cards of the same capability, the oldest where they differ.
+        ("550.54", "NVIDIA GeForce RTX 4090 Laptop GPU", (8, 9), "cu126"),
+        ("535.183.06", "NVIDIA GeForce RTX 3050", (8, 6), "cu118"),
+        ("535.183.06", "NVIDIA A100-SXM4-40GB MIG 3g.20gb", (8, 0), "cu126"),
+        ("570.133.07", "NVIDIA GeForce RTX 5090 Laptop GPU", (12, 0), "cu128"),
         ("575.51.03", "NVIDIA H200", (9, 0), "cu128"),
     ],
 )
@@ -85,17 +89,41 @@ def test_a_driver_older_than_everything_is_an_error_with_the_driver_to_get():
 
 
 def test_a_blackwell_card_behind_an_old_driver_asks_for_blackwells_driver():
-    facts = with_gpus("560.35.03", ("NVIDIA GeForce RTX 5090", (12, 0)))
-    with pytest.raises(UserError, match="Expected driver 570 or newer"):
-        choose(facts, TABLE)
+    for name in ("NVIDIA GeForce RTX 5090", "NVIDIA GeForce RTX 5090 Laptop GPU"):
+        facts = with_gpus("560.35.03", (name, (12, 0)))
+        with pytest.raises(UserError, match="Expected driver 570 or newer"):
+            choose(facts, TABLE)
 
 
 def test_a_card_without_code_anywhere_is_an_error():
-    facts = with_gpus("580.65.06", ("NVIDIA GB10", (12, 1)), ("NVIDIA Thor", (11, 0)))
+    facts = with_gpus("580.65.06", ("NVIDIA of tomorrow", (13, 0)), ("NVIDIA RTX PRO 500 Blackwell", (12, 0)))
     with pytest.raises(UserError, match="No environment holds code"):
         choose(facts, TABLE)
     levels = [one.level for one in findings(facts, "cards")]
-    assert levels == [Level.WARN, Level.ERROR]  # sm_121 runs sm_120 code, sm_110 has none
+    assert levels == [Level.ERROR, Level.WARN]
+
+
+@pytest.mark.parametrize(
+    ("typed", "product", "capability"),
+    [
+        ("1080ti", "NVIDIA GeForce GTX 1080 Ti", (6, 1)),
+        ("p100", "Tesla P100-PCIE-16GB", (6, 0)),
+        ("b300", "NVIDIA B300 SXM6 AC", (10, 3)),
+        ("gb10", "NVIDIA GB10", (12, 1)),
+        ("thor", "NVIDIA Thor", (11, 0)),
+    ],
+)
+def test_a_refused_card_is_refused_whether_typed_or_found(typed, product, capability):
+    with pytest.raises(UserError, match="cannot be used: ") as by_name:
+        TABLE.environment_for(typed)
+    facts = with_gpus("580.65.06", (product, capability))
+    reason = str(by_name.value).partition(": ")[2].rstrip(".")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES") as by_driver:
+        choose(facts, TABLE)
+    assert reason in str(by_driver.value) and product in str(by_driver.value)
+    (found,) = findings(facts, "cards")
+    assert found.level is Level.ERROR and reason in found.text
+    assert not healthy(examine(facts, TABLE))
 
 
 def test_blind_nvml_is_not_taken_for_a_machine_without_cards():
@@ -143,7 +171,7 @@ def test_cards_without_bfloat16_are_told():
 
 def test_an_engine_without_nvidia_runtime_matters_only_with_cards():
     engine = Engine("ok", "28.2.2", nvidia_runtime=False, compose="2.36.0", buildx="0.24.0")
-    assert findings(machine("a100_driver535", engine=engine), "runtime")[0].level is Level.ERROR
+    assert findings(machine("a100_driver535", engine=engine), "runtime")[0].level is Level.WARN
     assert findings(machine("no_driver", engine=engine), "runtime")[0].level is Level.OK
 
 

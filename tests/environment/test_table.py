@@ -62,9 +62,19 @@ def test_unknown_names_get_the_nearest_one():
         TABLE.environment("cu129")
 
 
-def test_a_refused_card_says_why():
-    with pytest.raises(UserError, match="ARM"):
-        TABLE.card("GH200")
+@pytest.mark.parametrize(
+    ("typed", "why"),
+    [
+        ("GH200", "ARM"),
+        ("1080ti", "Pascal"),
+        ("GeForce GTX 1080 Ti", "Pascal"),
+        ("Tesla P40", "Pascal"),
+        ("b300", "sm_103"),
+    ],
+)
+def test_a_refused_card_says_why(typed, why):
+    with pytest.raises(UserError, match=why):
+        TABLE.card(typed)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +132,9 @@ def test_environments_sort_by_cuda():
         ("gpus.toml", 'cc = "12.0"', 'cc = "120"', "has cc '120'"),
         ("gpus.toml", "memory_gib = 24.0, ", "", r"missing or unknown keys \(memory_gib\)"),
         ("gpus.toml", "[cards]", "[cards", "no valid TOML"),
+        ("gpus.toml", 'cc = ["10.3"]', 'cc = ["10.0"]', r"'b100' is sm_100, which \[refused\] rules out"),
+        ("gpus.toml", 'cc = ["10.3"]', 'cc = ["103"]', "has cc '103'"),
+        ("gpus.toml", 'cc = ["10.3"], ', "", "refused 'b300' has names, reason"),
         ("cu128/environment.toml", 'cuda = "12.8"', 'cudda = "12.8"', "cudda"),
         ("cu128/environment.toml", '"sm_100"', '"100"', "'100' is no architecture flag"),
         ("cu128/environment.toml", 'native_driver = "570.26"', "", "belong together"),

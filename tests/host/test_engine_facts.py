@@ -7,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from vla_ft.environment.facts import Image
-from vla_ft.host import engine
+from vla_ft.environment.facts import Facts, Image
+from vla_ft.host import engine, labels
 
 
 class DockerException(Exception):
@@ -48,7 +48,8 @@ def test_an_engine_with_images(monkeypatch, plugins):
     def built(environment, *tags):
         return SimpleNamespace(tags=tags, labels={"vla_ft.environment": environment, "vla_ft.lock": "abc"})
 
-    images = [built("cpu", "vla_ft:cpu", "vla_ft:cpu-candidate"), built("cu128")]
+    unproved = [labels.candidate_name("vla_ft:cpu"), labels.failed_name("vla_ft:cpu")]
+    images = [built("cpu", "vla_ft:cpu", *unproved), built("cu128")]
     info = {"ServerVersion": "20.10.24", "Runtimes": {"runc": {}, "nvidia": {}}, "DockerRootDir": "/var/lib/docker"}
     monkeypatch.setitem(sys.modules, "docker", sdk(info, images))
     found = engine.gather_engine()
@@ -88,3 +89,16 @@ def test_the_clones_own_docker_folder_is_no_sdk(monkeypatch):
     assert engine.gather_engine().state == "no sdk"
     monkeypatch.setitem(sys.modules, "docker", None)  # as where neither the SDK nor a folder of that name is
     assert engine.gather_engine().state == "no sdk"
+
+
+def test_the_engines_disk_is_looked_at(monkeypatch, plugins, tmp_path):
+    clone = Facts(disk_free_bytes={"/clone": 5})
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setitem(sys.modules, "docker", sdk({"DockerRootDir": str(tmp_path)}))
+    found = engine.with_engine(clone).disk_free_bytes
+    assert found["/clone"] == 5 and found[str(tmp_path)] > 0
+    monkeypatch.setenv("DOCKER_HOST", "ssh://elsewhere")
+    assert engine.with_engine(clone).disk_free_bytes == {"/clone": 5}
+    monkeypatch.delenv("DOCKER_HOST")
+    monkeypatch.setitem(sys.modules, "docker", sdk({"DockerRootDir": str(tmp_path / "in a virtual machine")}))
+    assert engine.with_engine(clone).disk_free_bytes == {"/clone": 5}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import docker.errors
 import pytest
 
+from vla_ft.environment.facts import Gpus
 from vla_ft.environment.table import REPOSITORY, load_table
 from vla_ft.errors import UserError
-from vla_ft.host import images
+from vla_ft.host import containers, images, labels
 from vla_ft.host.attention import Attention
 
 SDPA = Attention(("sdpa", "eager"), "", None, "")
@@ -98,3 +101,123 @@ def test_build_context_admits_only_what_is_named() -> None:
     admitted = {line[1:].split("/")[0] for line in lines if line.startswith("!")}
     assert lines[0] == "*"
     assert admitted == {"docker", "envs", "vla_ft", "tests", "pyproject.toml", "README.md", "LICENSE"}
+
+
+class Engine:
+    """Stands for Docker in a build: names point at what was built under them; the self-test passes, fails or raises."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.names: dict[str, str] = {}
+        self.builds: list[str] = []
+        self.outcome: object = True
+        monkeypatch.setattr(containers, "require_plugin", lambda name: None)
+        monkeypatch.setattr(images, "EVIDENCE", folder)
+        monkeypatch.setattr(images, "wheel_folders", lambda given: [])
+        monkeypatch.setattr(images, "_run", self.run)
+        monkeypatch.setattr(images, "selftest", self.selftest)
+        monkeypatch.setattr(containers, "rename", self.rename)
+        monkeypatch.setattr(containers, "remove_image", lambda name: self.names.pop(name))
+
+    def run(self, words: list[str], *_: object) -> None:
+        tag = words[words.index("--tag") + 1]
+        self.builds.append(tag)
+        self.names[tag] = f"build {len(self.builds)}"
+
+    def selftest(self, image: str, *_: object) -> dict[str, object]:
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return {"passed": self.outcome, "checks": []}
+
+    def rename(self, source: str, target: str) -> SimpleNamespace:
+        self.names[target] = self.names.pop(source)
+        return SimpleNamespace(attrs={"Size": 2e6})
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Engine:
+    return Engine(monkeypatch, tmp_path)
+
+
+CPU = load_table().environment("cpu")
+
+
+def test_two_builds_at_once_never_share_a_candidate(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one build proves its image, another finishes: the name goes to what was proved."""
+    proved: list[str] = []
+
+    def selftest(image: str, *_: object) -> dict[str, object]:
+        if not proved:
+            proved.append(engine.names[image])
+            engine.run(["--tag", labels.candidate_name("vla_ft:cpu")])
+        return {"passed": True, "checks": []}
+
+    monkeypatch.setattr(images, "selftest", selftest)
+    assert images.build(CPU, echo=lambda line: None).image == "vla_ft:cpu"
+    assert engine.names["vla_ft:cpu"] == proved[0] == "build 1"
+    assert len(set(engine.builds)) == 2 and not any(name in engine.builds[:1] for name in engine.names)
+
+
+def test_a_build_takes_another_name(engine: Engine) -> None:
+    assert images.build(CPU, echo=lambda line: None, name="mine:cpu").image == "mine:cpu"
+    assert list(engine.names) == ["mine:cpu"]
+
+
+def test_a_failed_image_is_kept_under_the_name_that_is_told(engine: Engine) -> None:
+    engine.names["vla_ft:cpu"] = "older"
+    engine.outcome = False
+    with pytest.raises(images.BuildFailed, match="vla_ft:cpu stays what it was: the new image is vla_ft:cpu-failed"):
+        images.build(CPU, echo=lambda line: None)
+    assert engine.names == {"vla_ft:cpu": "older", "vla_ft:cpu-failed": "build 1"}
+
+
+def test_a_build_that_is_interrupted_leaves_no_candidate(engine: Engine) -> None:
+    engine.outcome = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        images.build(CPU, echo=lambda line: None)
+    assert engine.names == {}
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands for an image with CUDA: keeps how its containers were started; ``refuse`` fails those with cards."""
+    known = SimpleNamespace(started=[], refuse=False, runtime=False, state="ok")
+
+    def run_isolated(name: str, command: list[str], **options: object) -> containers.Finished:
+        known.started.append(options)
+        if known.refuse and options.get("gpus"):
+            raise docker.errors.APIError("x", explanation="could not select device driver")
+        return containers.Finished(0, '{"passed": true, "gpus": 0, "checks": []}\n', "")
+
+    image = SimpleNamespace(attrs={"Config": {"Labels": {labels.CUDA: "12.8", labels.ENVIRONMENT: "cu128"}}})
+    monkeypatch.setattr(containers, "image", lambda name: image)
+    monkeypatch.setattr(containers, "run_isolated", run_isolated)
+    monkeypatch.setattr(containers, "has_nvidia_runtime", lambda: known.runtime)
+    monkeypatch.setattr(images, "gather_gpus", lambda: Gpus(known.state))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return known
+
+
+@pytest.mark.parametrize(
+    ("runtime", "state", "asked"), [(True, "no library", True), (False, "ok", True), (False, "no library", False)]
+)
+def test_cards_are_asked_for_where_there_may_be_some(
+    inside: SimpleNamespace, runtime: bool, state: str, asked: bool
+) -> None:
+    inside.runtime, inside.state = runtime, state
+    images.selftest("x", lambda line: None)
+    assert [one["gpus"] for one in inside.started] == [asked]
+
+
+def test_an_engine_that_hands_over_no_cards_proves_the_image_without(inside: SimpleNamespace) -> None:
+    inside.refuse = True
+    said: list[str] = []
+    assert images.selftest("x", said.append)["passed"]
+    assert [one.get("gpus", False) for one in inside.started] == [True, False]
+    assert "could not select device driver" in said[0]
+
+
+def test_the_choice_of_cards_is_handed_on(inside: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.selftest("x", lambda line: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    images.selftest("x", lambda line: None)
+    assert [one["environment"] for one in inside.started] == [{}, {"CUDA_VISIBLE_DEVICES": "1"}]

@@ -90,10 +90,12 @@ def test_a_job_runs_in_its_environment_and_folder(monkeypatch):
             return Path(f"/{self.name}+{extra}/python")
 
     monkeypatch.setattr(launching, "LocalEnvironment", Local)
-    ran, said = [], []
+    monkeypatch.delenv("VLA_FT_DEVICE", raising=False)
+    ran, said, devices = [], [], []
 
     def run(command, env, cwd):
         ran.append((command, env["VLA_FT_ENVIRONMENT"], cwd))
+        devices.append(env.get("VLA_FT_DEVICE"))
         return 7
 
     cpu = TABLE.environment("cpu")
@@ -102,3 +104,13 @@ def test_a_job_runs_in_its_environment_and_folder(monkeypatch):
     assert said == ["$ /cpu/python -m pytest -q"]
     run_local(jobs.record([]), cpu, run=run, echo=said.append)
     assert ran[1] == (["/cpu+sim/python", "-m", "vla_ft", "record"], "cpu", None)
+    assert devices == [None, None]
+
+    devices.clear()
+    for job in (jobs.train([]), jobs.smoke()):
+        for name in ("cpu", "cu126"):
+            run_local(job, TABLE.environment(name), run=run, echo=said.append)
+    assert devices == ["cpu", "cuda"] * 2
+    monkeypatch.setenv("VLA_FT_DEVICE", "cpu")
+    run_local(jobs.train([]), TABLE.environment("cu126"), run=run, echo=said.append)
+    assert devices[-1] == "cpu"

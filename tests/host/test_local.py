@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
-from vla_ft.environment.locks import parse_lock
+from vla_ft.environment.locks import normalise, parse_lock, read_lock
 from vla_ft.environment.table import ENVIRONMENTS, load_table
 from vla_ft.errors import UserError
 from vla_ft.host import interpreters, local
 from vla_ft.host.interpreters import find_python
 from vla_ft.host.local import STAMP, LocalEnvironment
+from vla_ft.host.wheelhouse import sha256
 
 
 class Pip:
@@ -94,34 +95,76 @@ def test_a_failed_step_leaves_no_stamp_and_is_made_anew(make):
 
 
 def test_only_torch_asks_torchs_index_and_not_for_long(make):
-    make("cu118").ensure()
+    cu118 = make("cu118")
+    cu118.ensure()
     torch, *others = installs(make.pip)
-    assert "--index-url https://download.pytorch.org/whl/cu118 --retries 1" in torch
+    assert f"--index-url {cu118.environment.torch_index} --retries 1" in torch
     assert not any("--index-url" in line for line in others)
 
 
-def test_a_wheel_folder_goes_before_torchs_index(make, tmp_path):
-    folder = tmp_path / "wheels"
+@pytest.fixture
+def wheel(make, tmp_path):
+    """Puts a wheel into a folder; with ``locked``, cu118's lock admits just its content, as if it were the real one."""
+    folder, lock = tmp_path / "wheels", make.envs / "cu118" / "requirements.lock"
     folder.mkdir()
-    (folder / make("cu118").environment.torch_wheel).touch()
+
+    def put(name, locked=True):
+        path = folder / name
+        path.write_bytes(name.encode())
+        if locked:
+            project, version = name.split("-")[:2]
+            (pin,) = (one for one in read_lock(lock) if (one.name, one.version) == (normalise(project), version))
+            line = f"{pin.name}=={version} --hash=sha256:{sha256(path)}\n"
+            lock.write_text(lock.read_text().replace(pin.text, line))
+        return folder
+
+    return put
+
+
+def test_a_wheel_folder_goes_before_torchs_index(make, wheel):
+    folder = wheel(make("cu118").environment.torch_wheel)
     make("cu118").ensure(folder)
     torch, *others = installs(make.pip)
     assert f"--find-links {folder} --no-index" in torch and "--index-url" not in torch
     assert all("--no-index" not in line for line in others)
+    assert all(f"--find-links {folder}" in line for line in others[:2])
 
 
-def test_a_wheel_folder_with_another_torch_is_passed_over(make, tmp_path):
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    (folder / make("cpu").environment.torch_wheel).touch()
+def test_a_wheel_folder_that_holds_everything_asks_no_index(make, wheel):
+    for pin in read_lock(make("cu118").environment.lock):
+        folder = wheel(f"{pin.name.replace('-', '_')}-{pin.version}-cp311-x.whl")
+    make("cu118").ensure(folder)
+    torch, cuda, stack, project = installs(make.pip)
+    assert all(f"--find-links {folder} --no-index" in line for line in (torch, cuda, stack))
+    assert "--no-build-isolation" in project
+
+
+def test_pips_own_wheel_folder_counts_as_well(make, wheel, monkeypatch):
+    folder = wheel(make("cu118").environment.torch_wheel)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    make("cu118").ensure()
+    assert "--no-index" in installs(make.pip)[0]
+
+
+def test_a_torch_of_another_content_is_passed_over_aloud(make, wheel):
+    folder = wheel(make("cu118").environment.torch_wheel, locked=False)
+    make("cu118").ensure(folder)
+    assert "--index-url" in installs(make.pip)[0] and "--no-index" not in installs(make.pip)[0]
+    assert any("torch-2.7.1+cu118" in line and "sha256 is not in the lock" in line for line in make.said)
+
+
+def test_a_wheel_folder_with_another_torch_is_passed_over(make, wheel):
+    folder = wheel(make("cpu").environment.torch_wheel, locked=False)
     make("cu118").ensure(folder)
     assert "--index-url" in installs(make.pip)[0]
+    assert not any("not in the lock" in line for line in make.said)
 
 
 def test_an_index_out_of_reach_asks_for_the_wheel_by_name(make):
     make.pip.fail_at = "--index-url"
     with pytest.raises(
-        UserError, match=r"Put torch-2\.7\.1\+cu118-cp311-cp311-manylinux_2_28_x86_64\.whl into a folder"
+        UserError,
+        match=r"Put torch-2\.7\.1\+cu118-cp311-cp311-manylinux_2_28_x86_64\.whl with the lock's sha256 into a folder",
     ):
         make("cu118").ensure()
 

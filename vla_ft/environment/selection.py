@@ -12,6 +12,8 @@ from vla_ft.environment.facts import NVML_MISMATCH, NVML_NO_BINDINGS, NVML_OK, D
 from vla_ft.environment.table import Environment, Table, parse_version
 from vla_ft.errors import UserError
 
+LEAVE_OUT = "Name the cards to use with CUDA_VISIBLE_DEVICES and the environment with --gpu."
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -57,8 +59,8 @@ def fits(facts: Facts, table: Table) -> list[Fit]:
 
 
 def _fit(environment: Environment, driver: str, devices: tuple[Device, ...], table: Table) -> Fit:
-    cards = [table.match(device.name) for device in devices]
-    needed = [environment.driver_needed(card.generation if card else None) or "" for card in cards]
+    generations = {one.generation for device in devices for one in table.kin(device.name, device.compute_capability)}
+    needed = [environment.driver_needed(generation) or "" for generation in generations or {""}]
     uncovered = tuple(device for device in devices if not environment.holds(device.compute_capability))
     return Fit(environment, driver, max(needed, key=parse_version), uncovered)
 
@@ -67,7 +69,8 @@ def choose(facts: Facts, table: Table) -> Choice:
     """The best environment for a machine.
 
     Without a card, ``cpu``. With cards: among those that work for all of them, the newest whose CUDA the driver knows
-    natively, but none older than the cards' own default. Raises UserError when none works.
+    natively, but none older than the cards' own default; a card that is not in the table has the oldest default among
+    those of its compute capability. Raises UserError when none works, and for a card that the table refuses.
     """
     if facts.gpus.state in (NVML_NO_BINDINGS, NVML_MISMATCH):
         # A card may well be here: going on without it would hide the fault.
@@ -77,10 +80,13 @@ def choose(facts: Facts, table: Table) -> Choice:
     every = fits(facts, table)
     if not every:
         return Choice(table.environment("cpu"), "no NVIDIA card is visible here")
+    for device in facts.gpus.devices:
+        if reason := table.refusal(device.compute_capability):
+            raise UserError(f"{device.name} cannot be used: {reason}. {LEAVE_OUT}")
     usable = [fit for fit in every if fit.usable]
     if not usable:
         raise UserError(_nothing(every, facts))
-    defaults = {card.environment for device in facts.gpus.devices if (card := table.match(device.name))}
+    defaults = {_default(device, table) for device in facts.gpus.devices}
     preferred = [fit for fit in usable if fit.native or fit.environment.name in defaults] or usable
     best = preferred[-1]
     return Choice(best.environment, f"{_names(facts.gpus.devices)} with driver {best.driver}")
@@ -95,10 +101,12 @@ def _nothing(every: list[Fit], facts: Facts) -> str:
             f"No environment works for {_names(facts.gpus.devices)} with driver {driver}. "
             f"Expected driver {oldest} or newer: raise it."
         )
-    return (
-        f"No environment holds code for all of {_names(facts.gpus.devices)}. "
-        "Name the cards to use with CUDA_VISIBLE_DEVICES and the environment with --gpu."
-    )
+    return f"No environment holds code for all of {_names(facts.gpus.devices)}. {LEAVE_OUT}"
+
+
+def _default(device: Device, table: Table) -> str | None:
+    names = {card.environment for card in table.kin(device.name, device.compute_capability)}
+    return next((one.name for one in table.environments if one.name in names), None)
 
 
 def _names(devices: tuple[Device, ...]) -> str:

@@ -67,6 +67,16 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """Cards that cannot work here."""
+
+    names: tuple[str, ...]
+    capabilities: tuple[tuple[int, int], ...]
+    """Compute capabilities that only such cards have."""
+    reason: str
+
+
+@dataclass(frozen=True)
 class FlashAttention:
     """The prebuilt flash-attn wheel that fits an environment's torch."""
 
@@ -131,6 +141,11 @@ class Environment:
         return hashlib.sha256(self.lock.read_bytes()).hexdigest()[:12]
 
     @property
+    def device(self) -> str:
+        """What a run in it is promised: ``cuda`` or ``cpu``."""
+        return "cuda" if self.cuda else "cpu"
+
+    @property
     def cuda_version(self) -> Version:
         """CUDA as numbers, ``()`` without CUDA: environments sort by it, oldest first."""
         return parse_version(self.cuda) if self.cuda else ()
@@ -168,7 +183,7 @@ class Table:
     cards: tuple[Card, ...]
     environments: tuple[Environment, ...]
     """Oldest CUDA first, ``cpu`` before all."""
-    refused: dict[str, str] = field(default_factory=dict, hash=False)
+    refused: tuple[Refused, ...] = ()
     """Cards that cannot work here, and why."""
 
     def card(self, name: str) -> Card:
@@ -177,9 +192,9 @@ class Table:
         for card in self.cards:
             if wanted in map(_key, (card.name, *card.aliases, *card.nvml_names)):
                 return card
-        for refused, reason in self.refused.items():
-            if wanted == _key(refused):
-                raise UserError(f"Card '{name}' cannot be used: {reason}.")
+        for refused in self.refused:
+            if wanted in map(_key, refused.names):
+                raise UserError(f"Card '{name}' cannot be used: {refused.reason}.")
         names = [card.name for card in self.cards]
         raise UserError(
             f"Unknown card '{name}'.{nearest(wanted, names)} `invoke build --list` shows every card; "
@@ -204,6 +219,16 @@ class Table:
         wanted = _key(product)
         return next((card for card in self.cards if wanted in map(_key, card.nvml_names)), None)
 
+    def kin(self, product: str, compute_capability: tuple[int, int]) -> tuple[Card, ...]:
+        """The card of a product; for one that is not in the table, the cards with its compute capability."""
+        card = self.match(product)
+        return (card,) if card else tuple(one for one in self.cards if one.compute_capability == compute_capability)
+
+    def refusal(self, compute_capability: tuple[int, int]) -> str | None:
+        """Why cards of a compute capability cannot be used here, or None."""
+        reasons = (one.reason for one in self.refused if compute_capability in one.capabilities)
+        return next(reasons, None)
+
     def environment_for(self, gpu: str) -> Environment:
         """The environment for a card, an environment's own name, or ``auto`` (what this machine has)."""
         if gpu == "auto":
@@ -224,7 +249,8 @@ def load_table(root: Path = ENVIRONMENTS) -> Table:
     folders = sorted(path.parent for path in root.glob("*/environment.toml"))
     environments = sorted((_environment(folder) for folder in folders), key=lambda one: (one.cuda_version, one.name))
     cards = tuple(_card(name, entry, gpus) for name, entry in raw.get("cards", {}).items())
-    table = Table(cards, tuple(environments), dict(raw.get("refused", {})))
+    refused = tuple(_refused(name, entry, gpus) for name, entry in raw.get("refused", {}).items())
+    table = Table(cards, tuple(environments), refused)
     _check(table, gpus)
     return table
 
@@ -243,18 +269,29 @@ def _card(name: str, entry: dict[str, Any], path: Path) -> Card:
     if set(entry) != expected:
         wrong = ", ".join(sorted(set(entry) ^ expected))
         raise UserError(f"{path}: card '{name}' has missing or unknown keys ({wrong}). Expected {sorted(expected)}.")
-    if not re.fullmatch(r"\d+\.\d", entry["cc"]):
-        raise UserError(f"{path}: card '{name}' has cc '{entry['cc']}'. Expected a compute capability such as '8.6'.")
-    major, minor = parse_version(entry["cc"])
     return Card(
         name=name,
         aliases=tuple(entry["aliases"]),
         nvml_names=tuple(entry["products"]),
-        compute_capability=(major, minor),
+        compute_capability=_capability(name, entry["cc"], path),
         memory_gib=float(entry["memory_gib"]),
         generation=entry["generation"],
         environment=entry["environment"],
     )
+
+
+def _refused(name: str, entry: dict[str, Any], path: Path) -> Refused:
+    if set(entry) != {"names", "cc", "reason"}:
+        raise UserError(f"{path}: refused '{name}' has {', '.join(sorted(entry))}. Expected names, cc and reason.")
+    capabilities = tuple(_capability(name, text, path) for text in entry["cc"])
+    return Refused(tuple(entry["names"]), capabilities, entry["reason"])
+
+
+def _capability(name: str, text: str, path: Path) -> tuple[int, int]:
+    if not re.fullmatch(r"\d+\.\d", text):
+        raise UserError(f"{path}: card '{name}' has cc '{text}'. Expected a compute capability such as '8.6'.")
+    major, minor = parse_version(text)
+    return major, minor
 
 
 def _environment(folder: Path) -> Environment:
@@ -287,7 +324,7 @@ def _check(table: Table, path: Path) -> None:
             parse_sm(flag)
         if (environment.cuda is None) != (environment.minimum_driver is None or environment.native_driver is None):
             raise UserError(f"{environment.folder}: cuda, minimum_driver and native_driver belong together.")
-    owners: dict[str, str] = {_key(name): f"refused card '{name}'" for name in table.refused}
+    owners = {_key(name): f"refused card '{name}'" for refused in table.refused for name in refused.names}
     for card in table.cards:
         # A card may list one name twice over (name and product differ by the maker's name only), two cards may not.
         for name in {_key(text) for text in (card.name, *card.aliases, *card.nvml_names)}:
@@ -298,4 +335,8 @@ def _check(table: Table, path: Path) -> None:
             raise UserError(
                 f"{path}: card '{card.name}' is {card.sm}, and its environment '{card.environment}' holds "
                 f"{', '.join(table.environment(card.environment).sm) or 'no CUDA code'}. Name one that holds it."
+            )
+        if table.refusal(card.compute_capability):
+            raise UserError(
+                f"{path}: card '{card.name}' is {card.sm}, which [refused] rules out. Remove one of the two."
             )

@@ -1,4 +1,4 @@
-"""A base image made on the spot, for sites that can pull none: Debian bookworm with Python 3.11 and a C compiler.
+"""A base image made on the spot, for sites that can pull none: Debian bookworm, Python 3.11, its headers, a C compiler.
 
 Needs root and ``debootstrap``, which fetches from the machine's usual Debian mirror or from ``--mirror``. The image
 holds what ``docker/install-system.sh`` would otherwise install, so builds on it ask no Debian mirror.
@@ -18,7 +18,7 @@ from vla_ft.host import containers
 
 TAG = "local/debian:bookworm"
 SUITE = "bookworm"
-PACKAGES = ("ca-certificates", "python3", "python3-venv", "gcc", "libc6-dev")
+PACKAGES = ("ca-certificates", "python3", "python3-venv", "gcc", "libc6-dev", "libpython3-dev")
 LEFT_OVER = ("var/cache/apt", "var/lib/apt/lists", "var/log")
 """Folders whose contents name the mirror or differ from build to build."""
 

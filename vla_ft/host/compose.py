@@ -46,7 +46,7 @@ def settings(environment: Environment, who: Caller, compose_files: str = "") -> 
     files = [MAIN_FILE, *([GPU_FILE] if environment.cuda else []), *own]
     return {
         "VLA_FT_IMAGE": labels.image_name(environment.name),
-        "VLA_FT_DEVICE": "cuda" if environment.cuda else "cpu",
+        "VLA_FT_DEVICE": environment.device,
         "VLA_FT_UID": str(who.uid),
         "VLA_FT_GID": str(who.gid),
         "COMPOSE_FILE": ":".join(files),

@@ -75,7 +75,13 @@ class Finished:
 
 
 def run_isolated(
-    name: str, command: Sequence[str], *, user: str = "54321:54321", gpus: bool = False, timeout: float = 900
+    name: str,
+    command: Sequence[str],
+    *,
+    user: str = "54321:54321",
+    gpus: bool = False,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 900,
 ) -> Finished:
     """Run a command in a fresh container: no network, read-only root, no capabilities, a user without a name.
 
@@ -88,6 +94,7 @@ def run_isolated(
         entrypoint=list(command),
         command=[],
         user=user,
+        environment=dict(environment or {}),
         init=True,
         network_mode="none",
         read_only=True,
@@ -154,6 +161,14 @@ def rename(source: str, target: str) -> Image:
         with contextlib.suppress(docker.errors.APIError):
             images.remove(before.id)
     return images.get(target)
+
+
+def remove_image(name: str) -> None:
+    """Remove an image's name, and the image with its last name; nothing happens where it is not here."""
+    import docker
+
+    with contextlib.suppress(docker.errors.ImageNotFound):
+        client().images.remove(name)
 
 
 def label(attributes: Mapping[str, Any], name: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from dataclasses import replace
 from typing import Any
@@ -12,8 +14,18 @@ from vla_ft.host import labels
 
 
 def with_engine(facts: Facts) -> Facts:
-    """Facts with this host's engine asked."""
-    return replace(facts, engine=gather_engine())
+    """Facts with this host's engine asked, and the free space where it keeps its images."""
+    engine = gather_engine()
+    return replace(facts, engine=engine, disk_free_bytes={**facts.disk_free_bytes, **_free(engine.root)})
+
+
+def _free(folder: str) -> dict[str, int]:
+    """Free bytes at the engine's folder; nothing for an engine whose folder is on another machine."""
+    remote = os.environ.get("DOCKER_HOST", "").startswith(("tcp:", "ssh:", "http"))
+    try:
+        return {folder: shutil.disk_usage(folder).free} if folder and not remote else {}
+    except OSError:
+        return {}
 
 
 def gather_engine() -> Engine:
@@ -55,7 +67,7 @@ def _images(client: Any) -> tuple[Image, ...]:
     found = []
     for image in client.images.list(filters={"label": labels.ENVIRONMENT}):
         environment, lock = image.labels[labels.ENVIRONMENT], image.labels.get(labels.LOCK, "")
-        found += [Image(tag, environment, lock) for tag in image.tags if tag != labels.candidate_name(environment)]
+        found += [Image(tag, environment, lock) for tag in image.tags if labels.is_proved(tag)]
     return tuple(sorted(found, key=lambda one: one.tag))
 
 

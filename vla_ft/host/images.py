@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import vla_ft
+from vla_ft.environment.facts import NVML_OK, gather_gpus
 from vla_ft.environment.table import REPOSITORY, Environment, Table, load_table
 from vla_ft.errors import UserError
 from vla_ft.host import attention, containers, labels, wheelhouse
 from vla_ft.host.wheel_folders import wheel_folders
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The user's choice among this machine's cards; compose.yaml hands it on as well."""
 MAXIMUM_SECRET = 500 * 1024
 """Bytes; BuildKit refuses a larger secret."""
 EVIDENCE = REPOSITORY / "build"
@@ -144,8 +147,10 @@ def command(tag: str, build_arguments: dict[str, str], build_secrets: dict[str, 
     return [*words, "."]
 
 
-def build(environment: Environment, options: Options | None = None, echo: Echo = print) -> Built:
-    """Build an environment's image, prove it, and only then give it its name.
+def build(
+    environment: Environment, options: Options | None = None, echo: Echo = print, *, name: str | None = None
+) -> Built:
+    """Build an environment's image, prove it, and only then give it its name (or another ``name``).
 
     Raises UserError for what the user can mend and BuildFailed when the build or the self-test fails.
     """
@@ -157,7 +162,8 @@ def build(environment: Environment, options: Options | None = None, echo: Echo =
     echo(chosen.reason)
     for entry in environment.unverified:
         echo(f"Not checked by this project: {entry.what} ({entry.source}).")
-    candidate, name = labels.candidate_name(environment.name), labels.image_name(environment.name)
+    name = name or labels.image_name(environment.name)
+    candidate = labels.candidate_name(name)
     build_arguments = arguments(environment, load_table(), chosen, revision())
     words = command(candidate, build_arguments, build_secrets, options.base)
     folder = EVIDENCE / environment.name
@@ -173,20 +179,30 @@ def build(environment: Environment, options: Options | None = None, echo: Echo =
     started = time.monotonic()
     report = _proved(candidate, name, folder / "selftest.json", echo)
     selftest_seconds = time.monotonic() - started
-    megabytes = containers.rename(candidate, name).attrs["Size"] / 1e6
+    named = containers.rename(candidate, name)
+    megabytes = named.attrs["Size"] / 1e6
     return Built(name, environment, chosen.backends, megabytes, build_seconds, selftest_seconds, report)
 
 
 def _proved(candidate: str, name: str, path: Path, echo: Echo) -> dict[str, Any]:
-    """The candidate's self-test report, kept at ``path`` and shown. Raises BuildFailed when a check failed."""
-    report = selftest(candidate, echo)
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for line in report_lines(report):
-        echo(line)
-    if not report["passed"]:
-        raise BuildFailed(
-            f"The self-test failed, so {name} stays what it was. The failed image is {candidate}, its report {path}."
-        )
+    """The candidate's self-test report, kept at ``path`` and shown. Raises BuildFailed when a check failed.
+
+    A failed candidate is kept under a name of its own, of which there is one; after any other end it is removed.
+    """
+    failed = labels.failed_name(name)
+    try:
+        report = selftest(candidate, echo)
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        for line in report_lines(report):
+            echo(line)
+        if not report["passed"]:
+            raise BuildFailed(f"Its self-test failed; the report is {path}.")
+    except BuildFailed as error:
+        containers.rename(candidate, failed)
+        raise BuildFailed(f"{name} stays what it was: the new image is {failed}. {error}") from error
+    except BaseException:
+        containers.remove_image(candidate)
+        raise
     return report
 
 
@@ -244,11 +260,13 @@ def selftest(image: str, echo: Echo = print) -> dict[str, Any]:
     for option, label in (("--environment", labels.ENVIRONMENT), ("--attention", labels.ATTENTION)):
         words += [option, containers.label(found.attrs, label)]
     wanted = bool(containers.label(found.attrs, labels.CUDA))
-    gpus = wanted and containers.has_nvidia_runtime()
+    # Asked for even where the engine names no NVIDIA runtime: NVIDIA's hook serves engines that know nothing of it.
+    gpus = wanted and (containers.has_nvidia_runtime() or gather_gpus().state == NVML_OK)
     if wanted and not gpus:
-        echo("The engine names no NVIDIA runtime: the self-test runs without a card and shows what the image holds.")
+        echo("No card is visible here: the self-test runs without one and shows what the image holds.")
+    chosen = {name: os.environ[name] for name in (VISIBLE,) if name in os.environ}
     try:
-        finished = containers.run_isolated(image, words, gpus=gpus)
+        finished = containers.run_isolated(image, words, gpus=gpus, environment=chosen)
     except docker.errors.APIError as error:
         if not gpus:
             raise
@@ -260,7 +278,7 @@ def selftest(image: str, echo: Echo = print) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(finished.output.splitlines()[-1])
     except (IndexError, json.JSONDecodeError) as error:
         raise BuildFailed(
-            f"The self-test of {image} ended with code {finished.exit_code} and no report:\n{finished.errors.strip()}"
+            f"The self-test ended with code {finished.exit_code} and no report:\n{finished.errors.strip()}"
         ) from error
     report["passed"] = report["passed"] and finished.exit_code == 0
     return report

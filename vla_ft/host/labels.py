@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import secrets
+
 REPOSITORY_NAME = "vla_ft"
 
 ENVIRONMENT = "vla_ft.environment"
@@ -29,6 +32,16 @@ def image_name(environment: str) -> str:
     return f"{REPOSITORY_NAME}:{environment}"
 
 
-def candidate_name(environment: str) -> str:
-    """Tag that a build carries until it has passed its self-test."""
-    return f"{REPOSITORY_NAME}:{environment}-candidate"
+def candidate_name(image: str) -> str:
+    """Name that a build of ``image`` carries until it is proved; every build has one of its own."""
+    return f"{image}-candidate-{secrets.token_hex(4)}"
+
+
+def failed_name(image: str) -> str:
+    """Name of the last build of ``image`` that failed its self-test, to be looked into."""
+    return f"{image}-failed"
+
+
+def is_proved(name: str) -> bool:
+    """Whether a name is none of an unproved image."""
+    return re.search(r"-(candidate-[0-9a-f]{8}|failed)$", name) is None

@@ -81,4 +81,7 @@ def run_local(
     command = job.command(str(python))
     echo(f"$ {shlex.join(command)}")
     environ = {**os.environ, "VLA_FT_ENVIRONMENT": environment.name}
+    if job.service is not None:
+        # What compose.yaml promises to the same job in a container. The user's own word goes first.
+        environ.setdefault("VLA_FT_DEVICE", environment.device)
     return run(command, env=environ, cwd=REPOSITORY if job.in_clone else None)

@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_ft.environment.locks import write_layers
+from vla_ft.environment.locks import read_lock, write_layers
 from vla_ft.environment.table import REPOSITORY, Environment
 from vla_ft.errors import UserError
 from vla_ft.host.interpreters import find_python
 from vla_ft.host.wheel_folders import wheel_folders
+from vla_ft.host.wheelhouse import find_wheels
 
 VENVS = REPOSITORY / ".venvs"
 STAMP = "vla-ft.json"
@@ -126,38 +127,34 @@ class LocalEnvironment:
 
     def _install_torch(self, requirements: Path, wheelhouse: Path | None) -> None:
         """torch from a wheel folder, else from its own index where it has one, else from the default index."""
-        name = f"torch {self.environment.torch}"
-        folder = next((one for one in wheel_folders([wheelhouse] if wheelhouse else []) if self._torch_in(one)), None)
-        if folder is not None:
-            self._install(f"{name} from {folder}", requirements, folder, ["--no-index"])
-        elif (index := self.environment.torch_index) is not None:
-            # Asked for torch alone and not for long: where it is out of reach, every further try costs minutes.
-            options = ["--index-url", index, "--retries", "1", "--timeout", "30"]
-            remedy = (
-                f"Put {self.environment.torch_wheel} into a folder and name it with --wheelhouse DIR or PIP_FIND_LINKS."
-            )
-            self._install(f"{name} from torch's own index", requirements, None, options, remedy)
-        else:
-            self._install(name, requirements, None)
-
-    def _torch_in(self, folder: Path) -> bool:
-        return (folder / self.environment.torch_wheel).is_file()
+        name, index = f"torch {self.environment.torch}", self.environment.torch_index
+        if index is None:
+            self._install(name, requirements, wheelhouse)
+            return
+        # Asked for torch alone and not for long: where it is out of reach, every further try costs minutes.
+        options = ["--index-url", index, "--retries", "1", "--timeout", "30"]
+        remedy = (
+            f"Put {self.environment.torch_wheel} with the lock's sha256 into a folder and name it with --wheelhouse "
+            "DIR or PIP_FIND_LINKS."
+        )
+        self._install(name, requirements, wheelhouse, options, remedy)
 
     def _install(
-        self, what: str, requirements: Path, wheelhouse: Path | None, options: Sequence[str] = (), remedy: str = ""
+        self, what: str, requirements: Path, wheelhouse: Path | None, index: Sequence[str] = (), remedy: str = ""
     ) -> None:
-        links = ["--find-links", str(wheelhouse)] if wheelhouse else []
+        """Install exactly what a hashed requirements file lists; no index is asked for what lies in wheel folders."""
+        folders = wheel_folders([wheelhouse] if wheelhouse else [])
+        pins = read_lock(requirements)
+        here = find_wheels(pins, folders, self.echo)
+        options = [word for folder in folders for word in ("--find-links", str(folder))]
+        if len(here) == len(pins):
+            what += f" from {', '.join(sorted({str(wheel.parent) for wheel in here}))}"
+            options.append("--no-index")
+        elif index:
+            what += " from torch's own index"
+            options += index
         # Without compiling: Python compiles what is imported, which is a small part of torch, when it is imported.
-        command = [
-            "install",
-            "--require-hashes",
-            "--no-deps",
-            "--no-compile",
-            *links,
-            *options,
-            "-r",
-            str(requirements),
-        ]
+        command = ["install", "--require-hashes", "--no-deps", "--no-compile", *options, "-r", str(requirements)]
         self._step(what, self._pip(*command), remedy)
 
     def _check(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vla_ft.environment.checks.base import Check, Finding, error, ok, warn
 from vla_ft.environment.facts import NVML_OK, Device, Facts
+from vla_ft.environment.selection import LEAVE_OUT
 from vla_ft.environment.table import Table
 
 
@@ -22,6 +23,8 @@ def _judge(devices: list[Device], table: Table) -> Finding:
     major, minor = device.compute_capability
     count = f"{len(devices)} x " if len(devices) > 1 else ""
     seen = f"{count}{device.name}, sm_{major}{minor}, {device.memory_gib:.1f} GiB"
+    if reason := table.refusal(device.compute_capability):
+        return error(f"{seen}: it cannot be used: {reason}.", f"Use another card. {LEAVE_OUT}")
     holding = [one.name for one in table.environments if one.holds(device.compute_capability)]
     if not holding:
         return error(f"{seen}: no environment's torch holds code for it.", "Use another card, or leave it out.")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from vla_ft.environment.checks.base import Check, Finding, error, ok
+from vla_ft.environment.checks.base import Check, Finding, ok, warn
 from vla_ft.environment.facts import NVML_OK, Facts
 from vla_ft.environment.table import Table
 
 
 def run(facts: Facts, table: Table) -> list[Finding]:
-    """An error where cards and an engine are here and the engine has no NVIDIA runtime."""
+    """A warning where cards and an engine are here and the engine names no NVIDIA runtime.
+
+    No error: an engine with NVIDIA's prestart hook hands over cards without naming a runtime.
+    """
     if facts.engine.state != "ok":
         return []
     if facts.engine.nvidia_runtime:
@@ -16,9 +19,11 @@ def run(facts: Facts, table: Table) -> list[Finding]:
     if facts.gpus.state != NVML_OK:
         return [ok("No NVIDIA runtime, and no card that needs it.")]
     return [
-        error(
-            "Cards are here, but the engine has no NVIDIA runtime: containers would see none of them.",
-            "Install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, restart Docker; or use --local.",
+        warn(
+            "Cards are here, but the engine names no NVIDIA runtime: unless NVIDIA's hook is installed, containers see "
+            "no card.",
+            "`invoke build` tries the cards. If it cannot hand them over: install nvidia-container-toolkit, run "
+            "`nvidia-ctk runtime configure`, restart Docker; or use --local.",
         )
     ]
 
