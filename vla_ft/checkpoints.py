@@ -42,8 +42,8 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, **about, "files": files})
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Check every file of a checkpoint against its manifest and return the manifest. Raises UserError."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, without looking at the files that it lists. Raises UserError."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
@@ -52,6 +52,12 @@ def verify(path: Path) -> dict[str, Any]:
         raise UserError(f"Checkpoint {path} is damaged: {MANIFEST} cannot be read ({error}).") from None
     if manifest.get("format") != FORMAT:
         raise UserError(f"Checkpoint {path} has format {manifest.get('format')}, this version reads {FORMAT}.")
+    return manifest
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check every file of a checkpoint against its manifest and return the manifest. Raises UserError."""
+    manifest = read_manifest(path)
     for name, expected in manifest["files"].items():
         file = path / name
         seen = describe(file) if file.is_file() else "missing"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 
-from vla_ft.errors import UserError, nearest
+from vla_ft.errors import EndedByPeer, UserError, nearest
+from vla_ft.training.launch import follow_launcher
 
 USAGE = """vla-ft COMMAND [key=value ...]
 
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     command, rest = words[0], words[1:]
+    follow_launcher()  # before anything large is imported
     try:
         if command not in COMMANDS:
             raise UserError(f"Unknown command '{command}'.{nearest(command, COMMANDS)} See `vla-ft --help`.")
@@ -39,10 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return COMMANDS[command](rest)
     except UserError as mistake:
-        if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(2)  # most mistakes hit every process: give the first one the time to say it once, for all
-        print(f"vla-ft: {mistake}", file=sys.stderr)
+        return _say(mistake)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _say(mistake: UserError) -> int:
+    """Print a mistake once for all processes of a run: the launcher ends the others as soon as one has left."""
+    if isinstance(mistake, EndedByPeer):
+        time.sleep(4)  # the one that met it is still speaking
         return 2
+    if int(os.environ.get("RANK", "0")) > 0:
+        time.sleep(2)  # most mistakes hit every process: the first one says them
+    print(f"vla-ft: {mistake}", file=sys.stderr, flush=True)
+    return 2
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -79,8 +92,8 @@ def _smoke(arguments: Sequence[str]) -> int:
 
     root = Path(os.environ.get("VLA_FT_RUNS", "runs")) / "smoke"
     learned = smoke(root, arguments, Console(width=None if sys.stdout.isatty() else 110))
-    for folder in sorted(root.iterdir()):
-        draw_loss(folder)
+    for config in sorted(root.glob("*/config.json")):
+        draw_loss(config.parent)
     return 0 if learned else 1
 
 

@@ -92,7 +92,7 @@ class OptimizerConfig:
 
     name: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     groups: dict[str, GroupConfig] = field(default_factory=dict)
@@ -187,7 +187,7 @@ class RunConfig:
     freeze: tuple[str, ...] = ()
     """Named parts that get no gradient and no optimizer state."""
     init: InitConfig = field(default_factory=InitConfig)
-    seed: NotNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: Literal["auto"] | Positive = "auto"
     """Processes on this machine: ``auto`` is one per visible card, or one on the CPU."""
@@ -213,7 +213,10 @@ def load_run_config(arguments: Sequence[str]) -> RunConfig:
     """Build a run's configuration from ``recipe=NAME key=value ...``. Raises UserError on anything unknown or wrong."""
     pairs = dict(_split(argument) for argument in arguments)
     recipe = pairs.pop("recipe", DEFAULT_RECIPE)
-    merged = OmegaConf.merge(_read_recipe(recipe), _dotlist(pairs))
+    try:
+        merged = OmegaConf.merge(_read_recipe(recipe), _dotlist(pairs))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"The overrides do not fit recipe {recipe}: {error}") from None
     assert isinstance(merged, DictConfig)
     values = _to_plain(merged)
     name = Path(recipe).stem
@@ -233,6 +236,8 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
 
 def check(kind: type[T], values: dict[str, Any], where: str, prefix: str = "") -> T:
     """Fill the dataclass ``kind`` from plain values. Raises UserError naming every wrong key and what was seen."""
+    if getattr(kind, "__pydantic_config__", {}).get("extra") != "forbid":
+        raise TypeError(f"{kind.__name__} would swallow mistyped keys: forbid extra ones in its __pydantic_config__")
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -292,7 +297,7 @@ def _to_plain(config: DictConfig) -> dict[str, Any]:
 def _explain(kind: type, entry: Any, prefix: str) -> str:
     """One sentence for one of pydantic's errors."""
     path = [str(part) for part in entry["loc"]]
-    key = prefix + ".".join(path)
+    key = (prefix + ".".join(path)).rstrip(".")
     if entry["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = [prefix + name for name in _keys(kind)]
         hint = nearest(key, known)

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Something that the user can mend. The command lines print its message without a traceback and exit with 2."""
 
 
+class EndedByPeer(UserError):
+    """Another process of the same run met a mistake and says it; this one only leaves."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string when none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

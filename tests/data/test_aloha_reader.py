@@ -320,3 +320,20 @@ def test_an_episode_that_vanishes_is_told(aloha_set: SetOnDisk) -> None:
     (aloha_set.folder / "episode_1.hdf5").unlink()
     with pytest.raises(UserError, match=r"episode_1\.hdf5: it does not exist"):
         reader.read(1, np.array([0]), ["action"])
+
+
+def test_holes_in_a_file_are_told_or_harmless(aloha_set: SetOnDisk) -> None:
+    """A copy that was interrupted has the right size and zeros inside; HDF5 meets them with errors of many kinds."""
+    path = sorted(aloha_set.folder.glob("episode_*.hdf5"))[0]
+    whole = path.read_bytes()
+    told = 0
+    for start in range(0, len(whole), max(1, len(whole) // 60)):
+        path.write_bytes(whole[:start] + bytes(min(2048, len(whole) - start)) + whole[start + 2048 :])
+        try:
+            reader = AlohaHdf5Reader(aloha_set.folder)
+            steps = np.arange(reader.lengths[0])
+            reader.read(0, steps, ("action", "proprio", *(f"image_{camera}" for camera in reader.description.cameras)))
+        except UserError as mistake:
+            assert path.name in str(mistake)
+            told += 1
+    assert told >= 5

@@ -211,3 +211,14 @@ def test_endless_loaders_prefetch_and_stop_cleanly(new_set: Callable[[], SetOnDi
     batches = list(itertools.islice(loader, 20))
     assert len(batches) == 20
     assert all(torch.equal(b["timestep"], torch.zeros(3, 2, dtype=torch.int32)) for b in batches)
+
+
+def test_workers_start_with_the_iterator_and_not_with_the_first_batch(reader: AlohaHdf5Reader) -> None:
+    """A trainer restores its generators after the loader's iterator exists: nothing may be drawn later."""
+    loader = make(reader, BatchPlan(per_device=2), workers=1)
+    batches = iter(loader)
+    try:
+        assert loader._iterator is not None
+        assert len(next(batches)["action"]) == 2
+    finally:
+        loader.close()

@@ -105,6 +105,26 @@ def test_evaluate_refuses_another_robot(run, tmp_path, capsys):
     assert "was trained with action_names" in capsys.readouterr().err
 
 
+def test_evaluate_refuses_to_guess_what_was_held_out(run, dataset, tmp_path, capsys):
+    grown = tmp_path / "grown"
+    shutil.copytree(dataset, grown)
+    shutil.copy(grown / "episode_0.hdf5", grown / "episode_9.hdf5")
+    assert main(["evaluate", f"checkpoint={run}", f"data={grown}"]) == 2
+    assert "has changed since" in capsys.readouterr().err
+    assert main(["evaluate", f"checkpoint={run}", f"data={grown}", "episodes=all", "samples=8"]) == 0
+
+
+def test_evaluate_looks_at_its_output_first(run, dataset, capsys):
+    assert main(["evaluate", f"checkpoint={run}", f"data={dataset}", "output=/no/such/x.json"]) == 2
+    assert "its folder does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+def test_evaluate_on_a_card_that_is_not_there(run, dataset, capsys):
+    assert main(["evaluate", f"checkpoint={run}", f"data={dataset}", "device=cuda"]) == 2
+    assert "torch finds none" in capsys.readouterr().err
+
+
 def test_evaluate_without_a_checkpoint(tmp_path, capsys):
     assert main(["evaluate", f"checkpoint={tmp_path / 'no'}", "data=x"]) == 2
     assert "No checkpoint at" in capsys.readouterr().err

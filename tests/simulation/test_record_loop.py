@@ -209,3 +209,12 @@ def test_exit_code_says_whether_all_were_kept(tmp_path: Path, monkeypatch: pytes
     assert main(["record", *words, "episodes=3"]) == 0
     assert main(["record", *words, "episodes=4"]) == 1
     assert seen[0] == RecordConfig(output=tmp_path, episodes=3, cameras=("top", "angle"), compress=True)
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_what_a_killed_recording_left_is_no_episode(tmp_path: Path, append: bool) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / f".episode-{'0' * 16}.unfinished").write_bytes(b"half an episode")
+    run(folder, episodes=1, append=append)
+    assert [path.name for path in folder.iterdir()] == ["episode_0.hdf5"]

@@ -26,7 +26,10 @@ def start(output: Path, *words: str, **environment: str) -> subprocess.Popen[str
     command = [sys.executable, "-m", "vla_ft", "train", *TINY, f"output={output}", *words]
     variables = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT), **environment}
     variables.pop("VLA_FT_DEVICE", None)
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # A process group of its own, so that a test can signal all of it as a terminal or a scheduler does.
+    return subprocess.Popen(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from tiny_runs import final_bytes, finish, metrics, start, wait_for_step
+from tiny_runs import ROOT, TINY, final_bytes, finish, metrics, start, wait_for_step
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +50,26 @@ def test_workers_do_not_change_the_numbers(uninterrupted):
     assert_same(uninterrupted("data.workers=1"), uninterrupted())
 
 
+TWO = ("devices=2", "device=cpu", "batch.accumulation=1")
+
+
 def test_two_processes_kill_resume(tmp_path, uninterrupted):
-    words = ("devices=2", "device=cpu", "batch.accumulation=1")
-    process = start(tmp_path, *words)
+    """Only the launcher is killed: its processes must go with it, or they would train on and hold the folder."""
+    process = start(tmp_path, *TWO)
     wait_for_step(tmp_path, 3, process)
-    process.send_signal(signal.SIGTERM)  # the launcher passes it on; SIGKILL would orphan its processes, see below
-    finish(process, 75)
-    finish(start(tmp_path, *words))
-    assert_same(tmp_path, uninterrupted(*words))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()  # returns when the last process has closed its output
+    finish(start(tmp_path, *TWO))
+    assert_same(tmp_path, uninterrupted(*TWO))
+
+
+def test_torchrun_gives_the_same_run(tmp_path, uninterrupted):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vla_ft"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [*TINY, *TWO, f"output={tmp_path}"]
+    done = subprocess.run([*command, "train", *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path, uninterrupted(*TWO))
 
 
 def test_sigterm_leaves_a_checkpoint_of_the_current_step(tmp_path, uninterrupted):

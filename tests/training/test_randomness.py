@@ -16,10 +16,10 @@ def draw() -> tuple[float, float, list[float]]:
 def test_generators_continue_exactly_after_a_round_trip_through_json():
     seed_everything(3, 0)
     draw()  # leaves NumPy and Python with a cached second normal
-    saved = json.loads(json.dumps(random_state()))
+    saved = json.loads(json.dumps(random_state(torch.device("cpu"))))
     expected = [draw() for _ in range(3)]
     seed_everything(99, 0)
-    restore_random_state(saved)
+    restore_random_state(saved, torch.device("cpu"))
     assert [draw() for _ in range(3)] == expected
 
 

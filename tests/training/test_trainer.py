@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import TINY, finish, metrics, start
+from tiny_runs import ROOT, TINY, finish, metrics, start
 
+from vla_ft.checkpoints import write_manifest
 from vla_ft.cli import main
 from vla_ft.config import load_run_config
 from vla_ft.errors import UserError
+from vla_ft.training.checkpointing import sole_writer
 from vla_ft.training.trainer import train
 
 
@@ -174,23 +180,30 @@ def test_missing_data(tmp_path, capsys):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_nan_actions_are_found_before_training(tmp_path, capsys):
-    assert main(["mock", f"output={tmp_path}", "episodes=3", "min_length=8", "max_length=8"]) == 0
-    data = next(tmp_path.glob("mock_*"))
-    with h5py.File(data / "episode_1.hdf5", "r+") as episode:
-        episode["action"][4, 3] = np.nan
-    message = mistake(capsys, *TINY, f"data.path={data}", "data.validation_fraction=0", f"output={tmp_path / 'run'}")
-    assert "episode_1.hdf5" in message
+def mock_set(folder, *words):
+    assert main(["mock", f"output={folder}", "episodes=3", "min_length=8", "max_length=8", *words]) == 0
+    return next(folder.glob("mock_*"))
+
+
+@pytest.mark.parametrize("episode", [0, 1, 2])  # one of the three is held out
+def test_nan_actions_are_found_before_training(tmp_path, capsys, episode):
+    data = mock_set(tmp_path)
+    with h5py.File(data / f"episode_{episode}.hdf5", "r+") as file:
+        file["action"][4, 3] = np.nan
+    message = mistake(capsys, *TINY, f"data.path={data}", f"output={tmp_path / 'run'}")
+    assert f"episode_{episode}.hdf5" in message
     assert "at step 4 is nan" in message
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, capsys):
-    message = mistake(capsys, *TINY, f"output={tmp_path}", "optimizer.lr=1e30", "optimizer.clip_grad_norm=null")
+    rising = ("optimizer.lr=1e6", "optimizer.clip_grad_norm=null", "schedule.warmup_steps=0", "checkpoint.every=1")
+    message = mistake(capsys, *TINY, *rising, f"output={tmp_path}", "ema=null", "steps=100")
     assert "is not finite" in message
     assert "episode_" in message
-    for folder in (tmp_path / "checkpoints").glob("step_*"):
-        step = int(folder.name[5:])
+    steps = [int(folder.name[5:]) for folder in (tmp_path / "checkpoints").glob("step_*")]
+    assert steps, "it failed before its first checkpoint: nothing was tested"
+    for step in steps:
         assert all(torch.isfinite(v).all() for v in weights(tmp_path, step).values() if v.is_floating_point())
 
 
@@ -198,6 +211,93 @@ def test_a_mistake_on_two_processes_is_said_once(tmp_path):
     out = finish(start(tmp_path, "devices=2", "device=cpu", "data.path=/nowhere"), 2)
     assert out.count("No dataset at /nowhere") == 1
     assert "Traceback" not in out
+
+
+def test_a_mistake_that_one_process_alone_can_see(tmp_path):
+    with sole_writer(tmp_path):
+        out = finish(start(tmp_path, "devices=2", "device=cpu"), 2)
+    assert out.count("Another process is training") == 1
+    assert "Traceback" not in out
+
+
+def test_a_frame_that_one_process_alone_cannot_read(tmp_path):
+    data = mock_set(tmp_path, "compress=true", "image_size=[32,32]")
+    with h5py.File(data / "episode_1.hdf5", "r+") as file:
+        frames = file["observations/images/top"]
+        frames[5] = np.zeros_like(frames[5])
+    words = ("devices=2", "device=cpu", "batch.per_device=1", "batch.accumulation=1", "data.validation_fraction=0")
+    out = finish(start(tmp_path / "run", *words, f"data.path={data}", "steps=100"), 2)
+    assert out.count("episode_1.hdf5: cannot read image_top at steps") == 1
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["freeze=[backbone,action]"], "leaves nothing to train. The parts are: backbone, action"),
+        (["optimizer.betas=[0.9,1.5]"], "Key 'optimizer.betas.1' is 1.5"),
+        (["data.mock.seed=-1"], "mock's seed is -1"),
+        (["seed=99999999999999999999999"], "Key 'seed' is 99999999999999999999999"),
+        (["model=[1]"], "do not fit recipe act-mock"),
+        (["init.path=nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_further_mistakes(tmp_path, capsys, words, message):
+    assert message in mistake(capsys, *TINY, f"output={tmp_path}", *words)
+
+
+def test_a_mistyped_key_of_the_mock_is_refused(tmp_path, capsys):
+    assert main(["mock", f"output={tmp_path}", "episods=3"]) == 2
+    assert "Unknown key 'episods'. Did you mean 'episodes'?" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint(tmp_path):
+    """A limit on the size of a file makes the same system call fail as a full disk does, without a disk to fill."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    words = [*TINY, "data.mock.episodes=2", f"output={tmp_path}"]
+    command = [sys.executable, "-m", "vla_ft", "train", *words]
+    done = subprocess.run(command, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "Checkpoint of step 2 could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_continuing_from_an_older_step_sets_the_later_ones_aside(finished, tmp_path):
+    _, output = finished
+    shutil.copytree(output, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    train(configured(tmp_path / "run", f"resume={checkpoints / 'step_00000006'}", "steps=7"))
+    names = sorted(path.name for path in checkpoints.iterdir())
+    assert names == ["abandoned_step_00000008", "latest", "step_00000006", "step_00000007"]
+    assert (checkpoints / "latest").read_text() == "step_00000007"
+
+
+def test_a_checkpoint_of_another_run_does_not_replace_a_run(finished, tmp_path, capsys):
+    _, output = finished
+    shutil.copytree(output, tmp_path / "run")
+    other = output / "checkpoints" / "step_00000006"
+    assert "belongs to another run" in mistake(capsys, *TINY, f"output={tmp_path / 'run'}", f"resume={other}")
+    report = train(configured(tmp_path / "new", f"resume={other}"))
+    first, second = weights(output), weights(tmp_path / "new")
+    assert report.step == 8
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_field_added_since_does_not_look_like_another_configuration(finished, tmp_path):
+    _, output = finished
+    shutil.copytree(output, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "step_00000008"
+    config = json.loads((folder / "config.json").read_text())
+    del config["deterministic"], config["model"]["kl_reduction"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, {"step": 8, "policy": "act"})
+    assert train(configured(tmp_path / "run", "steps=9")).step == 9
 
 
 def test_unknown_command(capsys):
@@ -217,8 +317,6 @@ def test_the_command_line_draws_the_loss(tmp_path, capsys):
 
 
 def test_two_runs_in_one_folder_are_refused(finished):
-    from vla_ft.training.checkpointing import sole_writer
-
     _, output = finished
     with sole_writer(output), pytest.raises(UserError, match="Another process is training"):
         train(configured(output, "steps=9"))

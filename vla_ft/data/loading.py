@@ -6,7 +6,9 @@ is one integer: no loader or worker has a state to save. To resume, build the lo
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +24,8 @@ from vla_ft.data.windows import WindowIndex, WindowSpec, build_sample
 from vla_ft.errors import UserError, nearest
 
 Batch = dict[str, torch.Tensor]
+_WORKER_GRACE = 20.0
+"""Seconds that a worker goes on after SIGTERM."""
 
 
 class Collator(Protocol):
@@ -98,8 +102,12 @@ class Loader(DataLoader[Any]):
     """A DataLoader that raises a worker's UserError in its own words and leaves torch's default generator alone."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # Not a generator itself: the workers start here and now, as with any DataLoader.
+        return self._checked(super().__iter__())
+
+    def _checked(self, batches: Iterator[Any]) -> Iterator[Batch]:
         try:
-            for batch in super().__iter__():
+            for batch in batches:
                 if isinstance(batch, Failure):
                     raise UserError(batch.message)
                 yield batch
@@ -236,5 +244,7 @@ def _options(
 def _start_worker(number: int) -> None:
     # Workers share the cores with each other and the trainer.
     torch.set_num_threads(1)
-    # Ctrl-C is the trainer's: it ends its workers after the checkpoint that it may still write.
+    # Schedulers and terminals signal every process. The trainer still needs its workers for the step in hand, and ends
+    # them after the checkpoint; the timer is for the case that nobody does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_WORKER_GRACE, os._exit, (0,)).start())

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +36,8 @@ _GRIPPER_OPENS_AT = 0.3
 class MockConfig:
     """What to generate. ``image_size``: (height, width). Episodes have ``min_length`` to ``max_length`` steps."""
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
     episodes: int = 8
     min_length: int = 30
     max_length: int = 60
@@ -50,6 +53,8 @@ class MockConfig:
                 f"Cannot generate {self}. Expected at least 1 episode, 1 camera and 2 action dimensions, and "
                 "1 <= min_length <= max_length."
             )
+        if self.seed < 0:
+            raise UserError(f"The mock's seed is {self.seed}, expected 0 or more.")
         if min(self.image_size) < 8:
             raise UserError(f"Mock images of {self.image_size} pixels show nothing. Expected at least (8, 8).")
 

@@ -147,6 +147,15 @@ def compute_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarr
     return DatasetStatistics(features=features, source_hash=source_hash(reader, episodes))
 
 
+def check_finite(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray) -> None:
+    """Read the numeric columns of ``episodes``. Raises UserError on NaN/Inf, naming where."""
+    names = {"action": reader.description.action_names, "proprio": reader.description.proprio_names}
+    for episode in episodes:
+        values = reader.read(int(episode), np.arange(reader.lengths[episode]), FEATURES)
+        for key in FEATURES:
+            _refuse_non_finite(reader, int(episode), key, values[key], names[key])
+
+
 def _summarise(values: np.ndarray, names: tuple[str, ...]) -> FeatureStatistics:
     wide = values.astype(np.float64)
     q01, q99 = np.quantile(wide, [0.01, 0.99], axis=0)

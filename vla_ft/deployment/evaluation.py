@@ -14,6 +14,7 @@ from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.loading import evenly_spaced
 from vla_ft.data.split import split_episodes
+from vla_ft.data.statistics import source_hash
 from vla_ft.data.windows import WindowIndex, build_sample
 from vla_ft.deployment.predictor import Predictor
 from vla_ft.errors import UserError
@@ -40,21 +41,33 @@ class EvaluationConfig:
 
 def evaluate(config: EvaluationConfig) -> str:
     """Evaluate and return a table as text; raises UserError."""
+    if config.output is not None and not Path(config.output).absolute().parent.is_dir():
+        raise UserError(f"output={config.output} cannot be written: its folder does not exist. Make it first.")
     predictor = Predictor.load(Path(config.checkpoint), config.device)
     data = predictor.config.data
     reader = open_dataset(config.data, format=data.format, cameras=data.cameras, **data.reader_options())
     _refuse_other_robot(predictor, reader)
-    episodes = np.arange(len(reader.lengths))
-    if config.episodes == "held_out":
-        split = split_episodes(len(reader.lengths), fraction=data.validation_fraction, seed=predictor.config.seed)
-        episodes = split.validation
-        if not len(episodes):
-            raise UserError("The run held no episodes out (data.validation_fraction=0). Use episodes=all.")
+    held_out = config.episodes == "held_out"
+    episodes = _held_out(predictor, reader) if held_out else np.arange(len(reader.lengths))
     numbers = action_errors(predictor, reader, episodes, config.samples, config.batch)
     numbers |= {"checkpoint": config.checkpoint, "data": config.data, "episodes": episodes.tolist()}
     if config.output is not None:
         Path(config.output).write_text(json.dumps(numbers, indent=1))
     return _table(numbers)
+
+
+def _held_out(predictor: Predictor, reader: EpisodeReader) -> np.ndarray:
+    """The episodes that the checkpoint's run held out, int64; only its own dataset can tell which these are."""
+    config = predictor.config
+    split = split_episodes(len(reader.lengths), fraction=config.data.validation_fraction, seed=config.seed)
+    if source_hash(reader, split.training) != predictor.processor.statistics.source_hash:
+        raise UserError(
+            "This is not the dataset that the checkpoint was trained on, or it has changed since: which episodes were "
+            "held out cannot be told. Use episodes=all."
+        )
+    if not len(split.validation):
+        raise UserError("The checkpoint's run held no episodes out. Use episodes=all.")
+    return split.validation
 
 
 def action_errors(
@@ -70,6 +83,8 @@ def action_errors(
     windows = WindowIndex(reader.lengths, episodes)
     places = [windows.locate(int(i)) for i in evenly_spaced(len(windows), samples)]
     places = [(episode, step) for episode, step in places if step + reader.action_offset >= 1]
+    if not places:
+        raise UserError("No window of these episodes has an action before it: they are too short to evaluate on.")
     std = np.maximum(processor.statistics["action"].std, 1e-2)
     totals: dict[str, np.ndarray] = {}
     for start in range(0, len(places), batch):

@@ -13,6 +13,7 @@ from vla_ft.checkpoints import AVERAGE, CONFIGURATION, DESCRIPTION, STATISTICS, 
 from vla_ft.config import RunConfig, run_config_from_dict
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.devices import choose_device
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Model, Processor
 from vla_ft.policies.registry import load_policy
@@ -47,9 +48,10 @@ class Predictor:
         model = policy.build_model(config.model, description)
         model.load_state_dict(load_file(path / WEIGHTS))
         if (path / AVERAGE).is_file():
-            model.load_state_dict(load_file(path / AVERAGE), strict=False)
+            average = load_file(path / AVERAGE)  # of what was trained; the rest is the model's own
+            model.load_state_dict({**model.state_dict(), **average})
         processor = policy.build_processor(config.model, description, statistics)
-        return cls(config, description, processor, model, torch.device(device))
+        return cls(config, description, processor, model, choose_device(device))
 
     def predict(self, observation: dict[str, np.ndarray], instruction: str = "") -> np.ndarray:
         """Action chunk float32 [horizon, A] in robot units.

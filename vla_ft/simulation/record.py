@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from vla_ft.data.formats.aloha_layout import inspect_episode, list_episodes
 from vla_ft.data.formats.hdf5_files import open_hdf5
-from vla_ft.data.formats.writer import EpisodeWriter
+from vla_ft.data.formats.writer import EpisodeWriter, is_unfinished
 from vla_ft.errors import UserError, unknown
 from vla_ft.simulation.demonstration import Frame, Simulator, Start, attempt_transfer, draw_start, replay
 from vla_ft.simulation.expert import DURATION
@@ -226,7 +226,8 @@ def _prepare_folder(config: RecordConfig) -> int:
     if output.exists() and not output.is_dir():
         raise UserError(f"output={output} is a file. Expected a folder that does not exist yet.")
     first = 0
-    if output.is_dir() and any(output.iterdir()):
+    # What a killed recording left is the writer's to remove, and no reason to refuse.
+    if output.is_dir() and any(not is_unfinished(path) for path in output.iterdir()):
         if not config.append:
             raise UserError(
                 f"output={output} is not empty. Name a new folder, or add append=true to record more episodes into it."

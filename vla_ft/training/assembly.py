@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from vla_ft.checkpoints import STATISTICS
 from vla_ft.config import RunConfig
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import open_dataset
@@ -16,7 +17,7 @@ from vla_ft.data.loading import Loader, build_loader, build_validation_loader
 from vla_ft.data.mock import write_mock
 from vla_ft.data.order import BatchPlan, shuffled
 from vla_ft.data.split import EpisodeSplit, split_episodes
-from vla_ft.data.statistics import compute_statistics
+from vla_ft.data.statistics import DatasetStatistics, cached_statistics, check_finite
 from vla_ft.data.windows import WindowIndex
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch, Processor
@@ -46,19 +47,22 @@ class Run:
     weights: str
 
 
-def assemble(config: RunConfig, engine: Engine) -> Run:
-    """Open the data, build the model with its starting weights on the engine's device, the optimizer. Collective."""
+def assemble(config: RunConfig, engine: Engine, fresh: bool = True) -> Run:
+    """Open the data, build the model with its starting weights on the engine's device, the optimizer. Collective.
+
+    A run that is not ``fresh`` takes its weights from its checkpoint: ``init`` is then not read.
+    """
     reader, path = _open(config, engine)
     split = split_episodes(len(reader.lengths), fraction=config.data.validation_fraction, seed=config.seed)
     # One process reads the columns of the whole set; the others get its numbers, or its error.
-    statistics = _on_main(engine, lambda: compute_statistics(reader, split.training))
+    statistics = _on_main(engine, lambda: _statistics(config, reader, split))
 
     policy = load_policy(config.policy)
     processor = policy.build_processor(config.model, reader.description, statistics)
     seed_everything(config.seed, 0)  # the same fresh weights on every process
     model = policy.build_model(config.model, reader.description)
-    weights = "fresh (random)"
-    if config.init.path is not None:
+    weights = "fresh (random)" if fresh else "of the checkpoint"
+    if fresh and config.init.path is not None:
         ledger = policy.load_weights(model, config.init.path, config.init.layout)
         weights = str(ledger)
     freeze_parts(model, config.freeze)
@@ -128,6 +132,14 @@ def places_of(run: Run, positions: Sequence[int]) -> list[tuple[int, int]]:
     """(episode, step) of global positions in the training order."""
     windows = shuffled(np.asarray(positions), len(run.training_windows), run.state.config.seed)
     return [run.training_windows.locate(int(window)) for window in windows]
+
+
+def _statistics(config: RunConfig, reader: EpisodeReader, split: EpisodeSplit) -> DatasetStatistics:
+    """Statistics of the training episodes, kept in the run folder; held-out episodes must hold finite numbers too."""
+    check_finite(reader, split.validation)
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    return cached_statistics(reader, split.training, folder / STATISTICS)
 
 
 def _open(config: RunConfig, engine: Engine) -> tuple[EpisodeReader, str]:

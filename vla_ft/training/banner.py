@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +18,10 @@ def print_banner(console: Console, run: Run, engine: Engine, resumed: str) -> No
     table = Table(title=f"vla-ft train · {run.state.config.policy}", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in {**_job(run, engine, resumed), **_data(run), **_method(run, engine), **_parameters(run)}.items():
+    job = _job(run, engine, resumed)
+    for name, value in (
+        job | _data(run) | _method(run, engine) | _cadence(run) | _model(run) | _parameters(run)
+    ).items():
         table.add_row(name, value)
     console.print(table)
 
@@ -78,9 +83,30 @@ def _method(run: Run, engine: Engine) -> dict[str, str]:
         "steps": f"{config.steps:,} ({epochs:.2f} epochs)",
         "precision": {"fp32": "fp32", "bf16": "bf16 autocast over fp32 weights"}[config.precision],
         "optimizer": f"{optimizer.name} betas {optimizer.betas} eps {optimizer.eps:g}; {rates}{clip}",
-        "schedule": f"{schedule.name}, warm-up {schedule.warmup_steps} steps",
+        "schedule": f"{schedule.name}, warm-up {schedule.warmup_steps} steps"
+        + (f", down to {schedule.final_fraction:g} of the rate" if schedule.name != "constant" else ""),
         "EMA": ema,
     }
+
+
+def _cadence(run: Run) -> dict[str, str]:
+    config = run.state.config
+    every = (
+        f"checkpoint {config.checkpoint.every} (last {config.checkpoint.keep_last} kept), log {config.logging.every}"
+    )
+    if len(run.validation_windows):
+        every += f", validation {config.validation.every} on {config.validation.samples} windows"
+    return {
+        "every": every + " steps",
+        "tracking": f"metrics.jsonl, TensorBoard, W&B {config.logging.wandb}",
+        "frozen": ", ".join(config.freeze) or "nothing",
+        "seed": f"{config.seed}" + (", deterministic kernels" if config.deterministic else ""),
+    }
+
+
+def _model(run: Run) -> dict[str, str]:
+    settings = dataclasses.asdict(run.state.config.model)
+    return {"model": ", ".join(f"{name} {value}" for name, value in settings.items())}
 
 
 def _parameters(run: Run) -> dict[str, str]:

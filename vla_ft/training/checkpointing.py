@@ -1,6 +1,7 @@
 """Checkpoints of a run: directories written beside and renamed into place, a manifest of hashes, ``latest`` moved last.
 
-A crash at any moment leaves either the old set of checkpoints or the new one. Everything inside is safetensors or JSON.
+A crash at any moment leaves a whole checkpoint behind, the old one or the new one. All of it is safetensors
+or JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from vla_ft.errors import UserError
 
 _INCOMING = ".incoming-"
 _TRASH = ".trash-"
+_ASIDE = "abandoned_"
 _LOCK = ".lock"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class CheckpointStore:
@@ -73,6 +76,15 @@ class CheckpointStore:
             raise UserError(f"{error} {advice}") from None
         return path
 
+    def rewind(self, path: Path) -> list[Path]:
+        """Continue from ``path``: later checkpoints of this run, if any, are set aside under another name."""
+        if path.parent != self.folder:
+            return []
+        later = [other for other in self.complete() if other.name > path.name]
+        if later:
+            replace_text(self.folder / LATEST, path.name)
+        return [other.rename(other.with_name(f"{_ASIDE}{other.name}")) for other in later]
+
     def complete(self) -> list[Path]:
         """Checkpoint folders, oldest first; their hashes are not looked at."""
         return sorted(path for path in self.folder.glob("step_*") if (path / MANIFEST).is_file())
@@ -101,8 +113,12 @@ class CheckpointStore:
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; the lock goes with the process, however it ends. Raises UserError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as lock:
+    with disk_errors("The run folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("w")
+    with lock:
+        # A forked data worker would keep the lock alive for seconds after a kill.
+        os.register_at_fork(after_in_child=lock.close)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -134,9 +150,9 @@ def disk_errors(what: str, folder: Path, clean_up: Callable[[], None] = lambda: 
     """Turn a full disk or missing permission inside the block into a UserError, after ``clean_up``."""
     try:
         yield
-    except OSError as error:
+    except BaseException as error:
         clean_up()
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
             raise
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free / 2**30

@@ -16,11 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vla_ft.errors import UserError
+from vla_ft.devices import choose_device
+from vla_ft.errors import EndedByPeer, UserError
 from vla_ft.policies.base import Batch, Loss, Model
-
-PROMISED_DEVICE = "VLA_FT_DEVICE"
-"""The launcher's promise (``cpu`` or ``cuda``): an image without its card must not train on the CPU unnoticed."""
 
 
 class Engine:
@@ -58,8 +56,17 @@ class Engine:
         """Rank 0's picklable object, on every process. Collective."""
         return value
 
-    def barrier(self) -> None:
-        """Wait for every process. Collective."""
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's picklable object, by rank. Collective."""
+        return [value]
+
+    def agree(self, error: str | None) -> None:
+        """Raise UserError on every process when any has an error; one of those that have it says it. Collective."""
+        errors = self.gather(error)
+        if error is not None and errors.index(error) == self.rank:
+            raise UserError(error)
+        if any(other is not None for other in errors):
+            raise EndedByPeer("another process met a mistake")
 
     def close(self) -> None:
         """Leave the process group."""
@@ -82,11 +89,9 @@ class DdpEngine(Engine):
 
     def wrap(self, model: Model) -> nn.Module:
         super().wrap(model)
-        if not any(p.requires_grad for p in model.parameters()):
-            raise UserError("Every part of the model is frozen: nothing to train. Shorten freeze=[...].")
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # ACT's pad head is computed and enters no loss, as published: its gradient never comes.
-        return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
+        # Buffers are constants (frozen batch norm, position tables): nothing to broadcast at every forward.
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     @contextlib.contextmanager
     def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
@@ -110,36 +115,13 @@ class DdpEngine(Engine):
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def barrier(self) -> None:
-        dist.barrier()
+    def gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def close(self) -> None:
         dist.destroy_process_group()
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device of this process. Raises UserError when the wanted or promised one is not there."""
-    promised = os.environ.get(PROMISED_DEVICE) or "auto"
-    if promised not in ("auto", "cpu", "cuda"):
-        raise UserError(f"{PROMISED_DEVICE} is '{promised}', expected cpu or cuda. Mend it in .env or the shell.")
-    if "auto" not in (promised, wanted) and promised != wanted:
-        raise UserError(
-            f"device={wanted}, but this environment was started for {promised} ({PROMISED_DEVICE}). "
-            f"Say device={promised}, or start it with `invoke use --gpu ...`."
-        )
-    kind = promised if wanted == "auto" else wanted
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "A CUDA device was promised and torch finds none "
-            f"(torch {torch.__version__}, CUDA {torch.version.cuda}). Run `invoke doctor` on the host."
-        )
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cpu":
-        return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
 
 
 def build_engine(device: str) -> Engine:

@@ -5,6 +5,7 @@ Several machines are started with torchrun itself; the trainer reads the same en
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -14,8 +15,10 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-import torch
+from vla_ft.training.resilience import EXIT_INTERRUPTED
 
+_LAUNCHER = "VLA_FT_LAUNCHER"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_SECONDS = 60.0
 """How long the other processes may take to leave after one has failed, before they are killed."""
 
@@ -29,6 +32,8 @@ def processes_for(devices: int | str, device: str) -> int:
     promised = os.environ.get("VLA_FT_DEVICE") or "auto"
     if "cpu" in (device, promised):
         return 1
+    import torch  # here alone: a process that was launched calls `follow_launcher` before it imports anything large
+
     return max(1, torch.cuda.device_count())
 
 
@@ -36,7 +41,12 @@ def launch(command: Sequence[str], processes: int) -> int:
     """Run ``python -m vla_ft COMMAND`` once per process and return the first failing exit code, or 0."""
     port = _free_port()
     children = [
-        subprocess.Popen([sys.executable, "-m", "vla_ft", *command], env=_environment(rank, processes, port))
+        # A session of its own: Ctrl-C reaches it through the launcher alone, once.
+        subprocess.Popen(
+            [sys.executable, "-m", "vla_ft", *command],
+            env=_environment(rank, processes, port),
+            start_new_session=True,
+        )
         for rank in range(processes)
     ]
 
@@ -52,21 +62,35 @@ def launch(command: Sequence[str], processes: int) -> int:
             signal.signal(number, handler)
 
 
+def follow_launcher() -> None:
+    """End this process when the launcher that started it is killed: orphans would train on and hold the run folder."""
+    launcher = os.environ.get(_LAUNCHER)
+    if launcher is not None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(launcher):  # it died before this line
+            os._exit(128 + signal.SIGKILL)
+
+
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    failed: int | None = None
     deadline = float("inf")
+    failed = 0
     while None in [child.poll() for child in children]:
-        codes = [child.returncode for child in children if child.returncode]
-        if codes and failed is None:
-            failed = codes[0]
+        if not failed and (failed := _failure(children)):
             deadline = time.monotonic() + GRACE_SECONDS
             _stop(children, signal.SIGTERM)
         if time.monotonic() > deadline:
             _stop(children, signal.SIGKILL)
         time.sleep(0.1)
-    codes = [child.returncode for child in children if child.returncode]
-    failed = failed if failed is not None else (codes[0] if codes else 0)
+    failed = failed or _failure(children)
+    if not failed and any(child.returncode == EXIT_INTERRUPTED for child in children):
+        return EXIT_INTERRUPTED
     return failed if failed >= 0 else 128 - failed
+
+
+def _failure(children: list[subprocess.Popen[bytes]]) -> int:
+    """The exit code to report: a user's mistake before the failures that it causes in others; 0 without any."""
+    codes = [child.returncode for child in children if child.returncode not in (None, 0, EXIT_INTERRUPTED)]
+    return 2 if 2 in codes else next(iter(codes), 0)
 
 
 def _stop(children: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
@@ -86,6 +110,7 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
+        _LAUNCHER: str(os.getpid()),
     }
 
 

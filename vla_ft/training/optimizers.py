@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_ft.config import EmaConfig, OptimizerConfig, ScheduleConfig
-from vla_ft.errors import unknown
+from vla_ft.errors import UserError, unknown
 from vla_ft.policies.base import Model
 
 
@@ -20,6 +20,8 @@ def freeze_parts(model: Model, parts: tuple[str, ...]) -> None:
             raise unknown("part of the model to freeze", part, groups)
         for _, parameter in groups[part]:
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for members in groups.values() for _, parameter in members):
+        raise UserError(f"freeze=[{','.join(parts)}] leaves nothing to train. The parts are: {', '.join(groups)}.")
 
 
 def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -48,7 +50,8 @@ def schedule_factor(config: ScheduleConfig, step: int, steps: int) -> float:
         return (step + 1) / config.warmup_steps
     if config.name == "constant":
         return 1.0
-    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    # The last update is number steps - 1.
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps))
     shape = 1 - progress if config.name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return config.final_fraction + (1 - config.final_fraction) * shape
 

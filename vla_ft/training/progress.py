@@ -51,8 +51,8 @@ class ProgressLine:
 
 
 def memory_gib() -> float:
-    """Peak allocated memory of the card when there is one, resident memory of this process otherwise."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    """Peak allocated memory of the card that this process trains on, or else its resident memory."""
+    if torch.cuda.is_initialized():  # by the engine alone: a run on the CPU never touches a card
         return torch.cuda.max_memory_allocated() / 2**30
     return psutil.Process().memory_info().rss / 2**30
 

@@ -25,8 +25,8 @@ def use_deterministic_kernels() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def random_state() -> dict[str, Any]:
-    """State of the Python, NumPy and torch generators (and of the current CUDA device's) in JSON types."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of the Python, NumPy and torch generators, and of the device's own where it is a card, in JSON types."""
     version, internal, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
     state: dict[str, Any] = {
@@ -34,20 +34,20 @@ def random_state() -> dict[str, Any]:
         "numpy": {**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].tolist()}},
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device).numpy().tobytes().hex()
     return state
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Inverse of ``random_state``. Call it after the data loader's iterator exists: making one draws numbers."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     internal = state["numpy"]["state"]
     np.random.set_state({**state["numpy"], "state": {**internal, "key": np.asarray(internal["key"], dtype=np.uint32)}})
     torch.set_rng_state(_tensor(state["torch"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_tensor(state["cuda"]))
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(_tensor(state["cuda"]), device)
 
 
 def _tensor(text: str) -> torch.Tensor:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vla_ft.checkpoints import CONFIGURATION, STATISTICS, verify
-from vla_ft.config import RunConfig
+from vla_ft.checkpoints import CONFIGURATION, STATISTICS, read_manifest, verify
+from vla_ft.config import RunConfig, run_config_from_dict
 from vla_ft.errors import UserError
 from vla_ft.training.checkpointing import CheckpointStore
 
@@ -39,12 +39,30 @@ def find_start(config: RunConfig, store: CheckpointStore) -> Path | None:
                 "Choose another output=, or continue it with resume=auto."
             )
         return None
-    if config.resume == "auto":
-        return store.latest()
-    path = Path(config.resume)
+    path = store.latest() if config.resume == "auto" else _named(Path(config.resume), store)
+    if path is not None:
+        policy = read_manifest(path)["policy"]
+        if policy != config.policy:
+            raise UserError(
+                f"Checkpoint {path} is of policy '{policy}', this run trains '{config.policy}'. "
+                "Choose another output=, or the recipe that the checkpoint was made with."
+            )
+    return path
+
+
+def _named(path: Path, store: CheckpointStore) -> Path:
+    """A checkpoint that the user names, verified."""
     if not path.is_dir():
         raise UserError(f"resume={path}: no such checkpoint. Give a folder named step_..., or auto, or never.")
     verify(path)
+    own = store.folder / path.name
+    if own.is_dir() and own.samefile(path):
+        return own
+    if store.complete():
+        raise UserError(
+            f"resume={path} belongs to another run than {store.folder.parent}, which holds one already. "
+            "Choose a new output= to continue that checkpoint there."
+        )
     return path
 
 
@@ -53,8 +71,9 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
 
     Raises UserError when model, data, optimizer or global batch differ: continuing would be another experiment.
     """
-    saved = json.loads((path / CONFIGURATION).read_text())
-    then, now = _flatten(saved), _flatten(json.loads(json.dumps(config.to_dict())))
+    # Read into today's fields, so that one added since does not look like a change.
+    saved = run_config_from_dict(json.loads((path / CONFIGURATION).read_text())).to_dict()
+    then, now = _flatten(saved), _flatten(config.to_dict())
     changed = {key for key in then.keys() | now.keys() if then.get(key) != now.get(key)}
     kept_world = json.loads((path / "trainer.json").read_text())["world_size"]
     global_then = saved["batch"]["per_device"] * saved["batch"]["accumulation"] * kept_world

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vla_ft.checkpoints import AVERAGE, CONFIGURATION, DESCRIPTION, STATISTICS, WEIGHTS, verify, write_json
+from vla_ft.checkpoints import AVERAGE, CONFIGURATION, DESCRIPTION, STATISTICS, WEIGHTS, write_json
 from vla_ft.config import RunConfig
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics
@@ -44,29 +45,29 @@ class TrainingState:
     """Samples consumed by all processes together: the place in the (seed, epoch, index) order."""
 
 
-def save_checkpoint(store: CheckpointStore, state: TrainingState, engine: Engine) -> Path:
+def save_checkpoint(store: CheckpointStore, state: TrainingState, engine: Engine) -> None:
     """Write a checkpoint of the current state. Collective. Raises UserError on a full or read-only disk."""
-    error: str | None = None
-    try:
-        with disk_errors(f"Checkpoint of step {state.step}", store.folder, store.sweep):
-            if engine.is_main:
-                _write_shared(store.prepare(state.step), state, engine)
-    except UserError as full:
-        error = str(full)
-    error = engine.broadcast(error)
-    if error is None:
-        write_json(store.incoming(state.step) / _random_file(engine.rank), random_state())
-        engine.barrier()
+    what = f"Checkpoint of step {state.step}"
+
+    def write_shared() -> None:
+        if engine.is_main:
+            _write_shared(store.prepare(state.step), state, engine)
+
+    def write_own() -> None:
+        write_json(store.incoming(state.step) / _random_file(engine.rank), random_state(engine.device))
+
+    def commit() -> None:
+        if engine.is_main:
+            store.commit(state.step, {"policy": state.config.policy})
+
+    for part in (write_shared, write_own, commit):
+        error = None
         try:
-            with disk_errors(f"Checkpoint of step {state.step}", store.folder, store.sweep):
-                if engine.is_main:
-                    store.commit(state.step, {"policy": state.config.policy})
-        except UserError as full:
-            error = str(full)
-        error = engine.broadcast(error)
-    if error is not None:
-        raise UserError(error)
-    return store.folder
+            with disk_errors(what, store.folder, store.sweep if engine.is_main else lambda: None):
+                part()
+        except UserError as mistake:
+            error = str(mistake)
+        engine.agree(error)
 
 
 def _write_shared(folder: Path, state: TrainingState, engine: Engine) -> None:
@@ -83,16 +84,10 @@ def _write_shared(folder: Path, state: TrainingState, engine: Engine) -> None:
 
 
 def load_checkpoint(path: Path, state: TrainingState, engine: Engine) -> dict[str, Any]:
-    """Restore everything but the generators in place. Returns the generators' state for ``restore_random_state``.
+    """Restore everything but the generators in place from a verified checkpoint.
 
-    Raises UserError when the checkpoint is damaged or belongs to another policy.
+    Returns this process's generators for ``restore_generators``; nothing when the number of processes changed.
     """
-    manifest = verify(path)
-    if manifest["policy"] != state.config.policy:
-        raise UserError(
-            f"Checkpoint {path} is of policy '{manifest['policy']}', this run trains '{state.config.policy}'. "
-            "Choose another output=, or the recipe that the checkpoint was made with."
-        )
     state.model.load_state_dict(load_file(path / WEIGHTS))
     groups = json.loads((path / _GROUPS).read_text())
     _optimizer_from_plain(state.model, state.optimizer, load_file(path / _OPTIMIZER), groups)
@@ -105,10 +100,10 @@ def load_checkpoint(path: Path, state: TrainingState, engine: Engine) -> dict[st
     return json.loads((path / _random_file(engine.rank)).read_text())
 
 
-def restore_generators(saved: dict[str, Any]) -> None:
+def restore_generators(saved: dict[str, Any], device: torch.device) -> None:
     """Put the generators back, or leave the fresh ones when the number of processes changed (the banner says so)."""
     if saved:
-        restore_random_state(saved)
+        restore_random_state(saved, device)
 
 
 def _random_file(rank: int) -> str:
@@ -120,10 +115,11 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(plain, path)
     except SafetensorError as error:
-        # The library wraps the system's error in text; give the disk's own back its number.
-        if "os error 28" in str(error):
-            raise OSError(28, str(error)) from None
-        raise
+        # The library wraps the system's error in text; give it back its number.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error)) from None
 
 
 def _optimizer_to_plain(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vla_ft.checkpoints import CONFIGURATION, write_json
 from vla_ft.config import RunConfig
+from vla_ft.errors import UserError
 from vla_ft.training.assembly import Run, assemble, held_out_loader, training_batches
 from vla_ft.training.banner import print_banner
 from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_writer
@@ -46,35 +47,50 @@ def train(config: RunConfig, console: Console | None = None) -> Report:
     store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint.keep_last)
     with ExitStack() as stack:
         stack.callback(engine.close)
-        if engine.is_main:
-            stack.enter_context(disk_errors("The run folder", Path(config.output)))
-            stack.enter_context(sole_writer(Path(config.output)))
+        _hold_folder(Path(config.output), engine, stack)
         start = find_start(config, store)
-        run = assemble(config, engine)
-        generators = _restore(run, start, engine, console)
+        run = assemble(config, engine, fresh=start is None)
+        notes, generators = [], {}
+        if start is not None:
+            notes = refuse_other_run(start, config, run.state.statistics.source_hash, engine.world_size)
+            generators = load_checkpoint(start, run.state, engine)
+        if engine.is_main:
+            notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
+            _record(run, engine)
+            print_banner(console, run, engine, "; ".join([_beginning(run, start), *notes]))
         return _loop(run, store, generators, engine, console)
 
 
-def _restore(run: Run, start: Path | None, engine: Engine, console: Console) -> dict[str, Any]:
-    """Load the checkpoint to continue from, write the run's records and print the banner."""
-    state, folder = run.state, Path(run.state.config.output)
-    resumed, generators = "fresh", {}
-    if start is not None:
-        notes = refuse_other_run(start, state.config, state.statistics.source_hash, engine.world_size)
-        generators = load_checkpoint(start, state, engine)
-        resumed = "; ".join([f"step {state.step} of {start}", *notes])
+def _hold_folder(folder: Path, engine: Engine, stack: ExitStack) -> None:
+    """Make this run the only writer of its folder until ``stack`` ends. Collective."""
+    error = None
     if engine.is_main:
-        write_json(folder / CONFIGURATION, state.config.to_dict())
+        try:
+            stack.enter_context(sole_writer(folder))
+        except UserError as mistake:
+            error = str(mistake)
+    engine.agree(error)
+
+
+def _record(run: Run, engine: Engine) -> None:
+    folder = Path(run.state.config.output)
+    with disk_errors("The run's records", folder):
+        write_json(folder / CONFIGURATION, run.state.config.to_dict())
         write_json(folder / "environment.json", environment_record(engine))
-        print_banner(console, run, engine, resumed)
-    return generators
+
+
+def _beginning(run: Run, start: Path | None) -> str:
+    if start is None:
+        return "fresh"
+    done = ", which is all that is asked for" if run.state.step >= run.state.config.steps else ""
+    return f"step {run.state.step} of {start}{done}"
 
 
 def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: Engine, console: Console) -> Report:
     state, config = run.state, run.state.config
     module = engine.wrap(state.model)
     batches, held_out = training_batches(run, engine), held_out_loader(run, engine)
-    restore_generators(generators)  # only now: making the loader's iterator may draw random numbers
+    restore_generators(generators, engine.device)  # only now: making the loader's iterator may draw random numbers
     scalars: dict[str, float] = {}
     stop = False
     with ExitStack() as stack:
@@ -106,7 +122,8 @@ def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:
     last = step == config.steps
     return {
         "log": last or step % config.logging.every == 0,
-        "validation": last or step % config.validation.every == 0,
+        # Whoever asks a run to stop gives it time for a checkpoint, not for more.
+        "validation": not (stop and not last) and (last or step % config.validation.every == 0),
         "checkpoint": last or stop or step % config.checkpoint.every == 0,
     }
 

@@ -21,35 +21,49 @@ def update(
     """Take the run one step further. Collective.
 
     Returns the losses (mean over micro-batches and processes, with ``grad_norm`` and the learning rates ``lr/<part>``)
-    and whether any process wants to ``stop``. Raises UserError, before the weights are touched, when the loss or the
-    gradient of any process is not finite.
+    and whether any process wants to ``stop``. Raises UserError for a sample that cannot be read and, before the weights
+    are touched, for a loss or gradient that is not finite; every process then leaves.
     """
     state, config = run.state, run.state.config
+    micro_batches, stop = _fetch(batches, config.batch.accumulation, engine, stop)
     rates = set_learning_rates(state.optimizer, schedule_factor(config.schedule, state.step, config.steps))
     state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
-    for micro in range(config.batch.accumulation):
-        batch = engine.move(next(batches))
-        with engine.accumulating(module, last=micro == config.batch.accumulation - 1):
-            result = forward(module, batch, config.precision, engine.device)
-            (result.loss / config.batch.accumulation).backward()
+    for number, batch in enumerate(micro_batches, 1):
+        with engine.accumulating(module, last=number == len(micro_batches)):
+            result = forward(module, engine.move(batch), config.precision, engine.device)
+            (result.loss / len(micro_batches)).backward()
         for name, value in {"loss": result.loss, **result.metrics}.items():
-            sums[name] = sums.get(name, 0.0) + value.detach().float() / config.batch.accumulation
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip_grad_norm or math.inf)
-
-    names = list(sums)
-    local = torch.stack([*sums.values(), norm.float()])
-    finite = bool(torch.isfinite(local).all())
-    flags = engine.sum(torch.tensor([float(not finite), float(stop)], device=engine.device)).tolist()
-    if flags[0]:
-        raise _not_finite(run, dict(zip([*names, "grad_norm"], local.tolist(), strict=True)))
+            sums[name] = sums.get(name, 0.0) + value.detach().float() / len(micro_batches)
+    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(
+        state.model.parameters(), config.optimizer.clip_grad_norm or math.inf
+    )
+    # The mean over processes is finite only if every one is, so all of them decide alike.
+    means = dict(zip(sums, engine.mean(torch.stack([v.float() for v in sums.values()])).tolist(), strict=True))
+    if not all(map(math.isfinite, means.values())):
+        raise _not_finite(run, means)
     state.optimizer.step()
     if state.ema is not None:
         state.ema.update(state.model, state.step)
     state.step += 1
     state.position += run.global_batch
-    means = dict(zip([*names, "grad_norm"], engine.mean(local).tolist(), strict=True))
-    return means | {f"lr/{name}": rate for name, rate in rates.items()}, bool(flags[1])
+    return means | {f"lr/{name}": rate for name, rate in rates.items()}, stop
+
+
+def _fetch(batches: Iterator[Batch], count: int, engine: Engine, stop: bool) -> tuple[list[Batch], bool]:
+    """This process's micro-batches, and whether any process wants to stop. Collective.
+
+    A sample that one process cannot read ends all of them here, before they wait for its gradients.
+    """
+    error, fetched = None, []
+    try:
+        fetched = [next(batches) for _ in range(count)]
+    except UserError as mistake:
+        error = str(mistake)
+    flags = engine.sum(torch.tensor([float(error is not None), float(stop)], device=engine.device)).tolist()
+    if flags[0]:
+        engine.agree(error)
+    return fetched, bool(flags[1])
 
 
 def _not_finite(run: Run, seen: dict[str, float]) -> UserError:

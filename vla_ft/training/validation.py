@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 
+from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch, Model, Processor
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine, forward
@@ -18,12 +19,13 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
 
     ``validation/action_l1`` is the mean absolute error of ``sample`` in normalised units, ``validation/action_mae`` in
     robot units; steps past an episode's end do not count. Random numbers drawn here come from a fork with the run's
-    seed: the run itself goes on as if validation had not happened.
+    seed: the run itself goes on as if validation had not happened. Raises UserError for a sample that cannot be read.
     """
     state, config = run.state, run.state.config
     model, ema = state.model, state.ema
     devices = [engine.device] if engine.device.type == "cuda" else []
     totals: dict[str, float] = {}
+    mistakes: list[str] = []
     was_training = model.training
     if ema is not None:
         ema.swap(model)
@@ -31,7 +33,7 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
         model.eval()
         with torch.random.fork_rng(devices):
             torch.manual_seed(config.seed)
-            for batch in batches:
+            for batch in _until_mistake(batches, mistakes):
                 for name, value in _sums(
                     model, run.processor, engine.move(batch), config.precision, engine.device
                 ).items():
@@ -40,7 +42,16 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
         model.train(was_training)
         if ema is not None:
             ema.swap(model)
+    engine.agree(mistakes[0] if mistakes else None)
     return _means(totals, engine)
+
+
+def _until_mistake(batches: Iterable[Batch], mistakes: list[str]) -> Iterator[Batch]:
+    """Batches up to one that cannot be read, whose message is kept: the other processes must hear of it first."""
+    try:
+        yield from batches
+    except UserError as mistake:
+        mistakes.append(str(mistake))
 
 
 def _sums(model: Model, processor: Processor, batch: Batch, precision: str, device: torch.device) -> dict[str, float]:

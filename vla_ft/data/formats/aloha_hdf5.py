@@ -133,7 +133,7 @@ class AlohaHdf5Reader(EpisodeReader):
             for place, row in enumerate(rows):
                 frames[place] = self._decode(file, path, camera, int(row))
             return frames
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, RuntimeError) as error:
             raise _damaged(path, key, rows, error) from error
 
     def _decode(self, file: h5py.File, path: Path, camera: str, row: int) -> np.ndarray:
@@ -151,7 +151,7 @@ class AlohaHdf5Reader(EpisodeReader):
             try:
                 with _open_frame(file, camera, 0) as image:
                     return image.height, image.width
-            except OSError as error:
+            except (OSError, KeyError, RuntimeError) as error:
                 raise _damaged(self.paths[0], IMAGE_PREFIX + camera, np.zeros(1, np.int64), error) from error
 
 
@@ -159,7 +159,7 @@ def describe(
     header: EpisodeHeader, cameras: dict[str, tuple[int, int]], name: str, fps: float | None
 ) -> DatasetDescription:
     """The description of an ALOHA set. 14 dimensions get ALOHA's names (left arm, then right); others are numbered."""
-    rate = float(fps or header.fps or DEFAULT_FPS)
+    rate = float(next(one for one in (fps, header.fps, DEFAULT_FPS) if one is not None))
     if rate <= 0:
         raise UserError(f"data.fps is {rate}, expected steps per second above 0, such as {DEFAULT_FPS:g}.")
     parts: dict[str, Any] = {}
@@ -210,7 +210,7 @@ def _is_sim(headers: Sequence[EpisodeHeader], told: bool | None) -> bool:
 def _numbers(file: h5py.File, path: Path, where: str, selection: slice | np.ndarray) -> np.ndarray:
     try:
         return file[where][selection].astype(np.float32)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, RuntimeError) as error:
         raise _damaged(path, where, selection, error) from error
 
 

@@ -59,6 +59,13 @@ def list_episodes(path: Path) -> list[Path]:
 
 def inspect_episode(path: Path) -> EpisodeHeader:
     """Read the shapes and attributes of one file. Raises UserError naming the file and what does not fit."""
+    try:
+        return _inspect(path)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:  # what HDF5 says of a hole in a file
+        raise UserError(f"{path} is damaged: {error}. Copy the file again, or remove it from the set.") from error
+
+
+def _inspect(path: Path) -> EpisodeHeader:
     with open_hdf5(path) as file:
         shapes = {key: _column_shape(file, path, where) for key, where in COLUMNS.items()}
         length = shapes["action"][0]
@@ -100,6 +107,7 @@ def check_agreement(headers: Sequence[EpisodeHeader], cameras: Sequence[str]) ->
     _agree(headers, "an action width", lambda h: h.action_dim)
     _agree(headers, "a qpos width", lambda h: h.proprio_dim)
     _agree(headers, "attribute sim", lambda h: h.sim)
+    _agree(headers, "a rate (fps) of", lambda h: h.fps)
     for camera in cameras:
         _agree(headers, f"frames of {camera} of size", lambda h, c=camera: h.cameras[c] or "encoded")  # type: ignore[misc]
 

@@ -264,8 +264,13 @@ def _create_unfinished(folder: Path) -> tuple[Path, int]:
         os.close(descriptor)  # another writer removed it between the two calls
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a file is an episode that a writer has not finished, and may never finish."""
+    return _UNFINISHED.fullmatch(path.name) is not None
+
+
 def _remove_unfinished(folder: Path) -> None:
-    for path in [p for p in folder.iterdir() if _UNFINISHED.fullmatch(p.name)]:
+    for path in [p for p in folder.iterdir() if is_unfinished(p)]:
         with contextlib.suppress(OSError):  # locked by a living writer, or removed by another
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:

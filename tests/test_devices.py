@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vla_ft.devices import choose_device
 from vla_ft.errors import UserError
-from vla_ft.training.engines import choose_device
 
 
 @pytest.fixture(autouse=True)
