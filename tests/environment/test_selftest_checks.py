@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from vla_ft.environment import locks, selftest
-from vla_ft.environment.selftest import attention, cards, compiler, software
+from vla_ft.environment.selftest import attention, cards, compiler, report, software
 from vla_ft.environment.selftest.check import Check
 from vla_ft.environment.table import Environment, load_table
 from vla_ft.policies import registry
@@ -161,6 +161,16 @@ def test_policy_that_does_not_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.POLICIES, "broken", "vla_ft.policies.nowhere")
     with pytest.raises(ModuleNotFoundError):
         software.check_policies()
+
+
+def test_a_local_environment_proves_itself_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLA_FT_ENVIRONMENT", raising=False)
+    monkeypatch.setattr(report.sys, "prefix", "/clone/.venvs/cu128")
+    assert report.environment_here() == "cu128"
+    monkeypatch.setattr(report.sys, "prefix", "/usr")
+    assert report.environment_here() == "cpu"
+    monkeypatch.setenv("VLA_FT_ENVIRONMENT", "cu126")
+    assert report.environment_here() == "cu126"
 
 
 @pytest.fixture

@@ -201,5 +201,7 @@ def run_service(
     finished = subprocess.run(words, cwd=REPOSITORY, env={**os.environ, **overrides(environment)}, check=False)
     if finished.returncode and environment.cuda and not containers.has_nvidia_runtime():
         # Not checked beforehand: some engines hand over cards without naming the runtime.
-        echo("This engine names no NVIDIA runtime, without which a container gets no card. `invoke doctor` says more.")
+        echo(
+            "No NVIDIA runtime is named by this engine: without its hook a container gets no card. See `invoke doctor`."
+        )
     return finished.returncode

@@ -6,9 +6,11 @@ import argparse
 import importlib.util
 import json
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from vla_ft.environment.selftest.attention import check_attention, installed_backends
@@ -76,10 +78,19 @@ def _guarded(name: str, check: Callable[..., Check | Iterator[Check]], *argument
     return done
 
 
+def environment_here() -> str:
+    """Name of the environment that this interpreter is in: what the image says, else the local environment's folder."""
+    known = [one.name for one in load_table().environments]
+    folder = Path(sys.prefix).name
+    return os.environ.get("VLA_FT_ENVIRONMENT") or (folder if folder in known else "cpu")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; prints the report as the last line with ``--json``, else one line a check."""
     parser = argparse.ArgumentParser(prog="python -m vla_ft.environment.selftest")
-    parser.add_argument("--environment", default=os.environ.get("VLA_FT_ENVIRONMENT", "cpu"))
+    parser.add_argument(
+        "--environment", default=environment_here(), help="default: the one that this interpreter is in"
+    )
     parser.add_argument(
         "--attention",
         default=os.environ.get("VLA_FT_ATTENTION"),
