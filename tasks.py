@@ -88,7 +88,7 @@ def lock(ctx: Context, env: list[str], upgrade: bool = False) -> None:
 def matrix(ctx: Context, json: bool = False, gpus: str = "") -> None:
     """The CI matrix from the table: `build` for hosted runners, `gpu` for self-hosted ones."""
     with mistakes():
-        rows = ci_matrix(load_table(), [name for name in gpus.split(",") if name])
+        rows = ci_matrix(load_table(), [name for name in gpus.replace(" ", "").split(",") if name])
     _print_json(rows, indent=None if json else 2)
 
 

@@ -232,3 +232,9 @@ def test_json_holds_every_check_once():
     assert data["healthy"] is True
     assert [one["check"] for one in data["checks"]] == [check.name for check in CHECKS]
     assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+@pytest.mark.parametrize(("users", "level"), [("", Level.OK), ("rootless", Level.OK), ("remapped", Level.WARN)])
+def test_engines_that_map_users(users, level):
+    assert findings(machine("no_driver", engine=Engine("ok", users=users)), "users")[0].level is level
+    assert not findings(machine("no_driver", engine=Engine("unreachable")), "users")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vla_ft.environment.table import load_table
 from vla_ft.errors import UserError
-from vla_ft.host import compose
+from vla_ft.host import compose, containers, images, labels
 from vla_ft.host.compose import Caller, merged, read_env, service_command, settings
 
 
@@ -68,7 +69,20 @@ def test_containers_never_run_as_root(
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: uid)
     monkeypatch.setattr(os, "getgid", lambda: 20 if uid else 0)
-    assert compose.caller(environ) == expected
+    assert compose.caller(environ, rootless=False) == expected
+
+
+def test_on_a_rootless_engine_the_containers_root_is_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compose.caller({}, rootless=True) == Caller(0, 0)
+    engine = SimpleNamespace(info=lambda: {"SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless"]})
+    monkeypatch.setattr(containers, "client", lambda: engine)
+    assert compose.caller({}) == Caller(0, 0)
+
+    def absent() -> None:
+        raise UserError("no engine")
+
+    monkeypatch.setattr(containers, "client", absent)
+    assert compose.caller({}) != Caller(0, 0)
 
 
 def test_service_commands() -> None:
@@ -76,6 +90,38 @@ def test_service_commands() -> None:
     assert attached == ["docker", "compose", "run", "--rm", "--no-TTY", "train", "recipe=act"]
     detached = service_command("train", ["recipe=act"], detached_name="a")
     assert detached[3:] == ["--detach", "--name", "vla_ft-a", "--label", "vla_ft.run=a", "train", "recipe=act"]
+
+
+def test_overrides_go_before_env_and_keep_the_users_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("VLA_FT_IMAGE=vla_ft:cpu\nCOMPOSE_FILE=compose.yaml:mine.yaml\n")
+    cu128 = load_table().environment("cu128")
+    monkeypatch.delenv("COMPOSE_FILE", raising=False)
+    found = compose.overrides(cu128, tmp_path)
+    assert found["VLA_FT_IMAGE"] == "vla_ft:cu128"
+    assert found["COMPOSE_FILE"] == "compose.yaml:docker/compose.gpu.yaml:mine.yaml"
+    monkeypatch.setenv("COMPOSE_FILE", "compose.yaml:other.yaml")
+    assert compose.overrides(cu128, tmp_path)["COMPOSE_FILE"] == "compose.yaml:docker/compose.gpu.yaml:other.yaml"
+
+
+def test_an_image_of_an_older_lock_is_refused_and_one_of_older_source_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, said = load_table().environment("cpu"), []
+
+    def built(lock: str, source: str) -> None:
+        found = SimpleNamespace(attrs={"Config": {"Labels": {labels.LOCK: lock, labels.SOURCE: source}}})
+        monkeypatch.setattr(containers, "image", lambda name: found)
+
+    built("0" * 12, images.source_hash())
+    with pytest.raises(UserError, match=f"from lock 000000000000, the clone's is {cpu.lock_hash}. `invoke build"):
+        compose.require_image(cpu, said.append)
+    built(cpu.lock_hash, "older")
+    compose.require_image(cpu, said.append)
+    assert len(said) == 1 and "holds another source" in said[0]
+    built(cpu.lock_hash, images.source_hash())
+    compose.require_image(cpu, said.append)
+    assert len(said) == 1
+    monkeypatch.setattr(containers, "image", lambda name: None)
+    with pytest.raises(UserError, match="is not here"):
+        compose.require_image(cpu, said.append)
 
 
 def test_detached_runs_refuse_what_cannot_be() -> None:

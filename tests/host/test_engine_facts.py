@@ -71,6 +71,20 @@ def test_cards_reach_containers_by_runtime_or_by_cdi(monkeypatch, plugins, info,
     assert engine.gather_engine().nvidia_runtime is expected
 
 
+@pytest.mark.parametrize(
+    ("options", "users"),
+    [
+        (["name=seccomp,profile=default"], ""),
+        (["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"], "rootless"),
+        (["name=seccomp,profile=default", "name=userns"], "remapped"),
+        (None, ""),
+    ],
+)
+def test_engines_that_map_users(monkeypatch, plugins, options, users):
+    monkeypatch.setitem(sys.modules, "docker", sdk({"SecurityOptions": options}))
+    assert engine.gather_engine().users == users
+
+
 def test_missing_plugins(monkeypatch, plugins):
     plugins.clear()
     monkeypatch.setitem(sys.modules, "docker", sdk({}))

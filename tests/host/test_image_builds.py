@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import docker.errors
 import pytest
+import requests
 
 from vla_ft.environment.facts import Gpus
 from vla_ft.environment.table import REPOSITORY, load_table
@@ -221,3 +222,39 @@ def test_the_choice_of_cards_is_handed_on(inside: SimpleNamespace, monkeypatch: 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     images.selftest("x", lambda line: None)
     assert [one["environment"] for one in inside.started] == [{}, {"CUDA_VISIBLE_DEVICES": "1"}]
+
+
+def test_a_self_test_that_hangs_fails_the_build(inside: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*_: object, **__: object) -> None:
+        raise TimeoutError("did not end within 900 s")
+
+    monkeypatch.setattr(containers, "run_isolated", hang)
+    with pytest.raises(images.BuildFailed, match="did not end within 900 s"):
+        images.selftest("x", lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("local/debian:bookworm", ("local/debian", "bookworm")),
+        ("host:5000/name", ("host:5000/name", "latest")),
+        ("host:5000/name:1", ("host:5000/name", "1")),
+        ("name", ("name", "latest")),
+    ],
+)
+def test_names_of_images_with_ports(name: str, expected: tuple[str, str]) -> None:
+    assert containers.split_name(name) == expected
+
+
+def test_a_container_that_does_not_end_is_removed_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[bool] = []
+
+    def wait(timeout: float) -> None:
+        raise requests.exceptions.ReadTimeout
+
+    container = SimpleNamespace(start=lambda: None, wait=wait, remove=lambda force, v: removed.append(force))
+    made = SimpleNamespace(containers=SimpleNamespace(create=lambda *a, **k: container))
+    monkeypatch.setattr(containers, "client", lambda: made)
+    with pytest.raises(TimeoutError, match="`sleep 9` in x did not end within 2 s"):
+        containers.run_isolated("x", ["sleep", "9"], timeout=2)
+    assert removed == [True]

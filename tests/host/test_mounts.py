@@ -28,6 +28,19 @@ def test_names_and_paths_inside_are_left_alone(folders):
     assert inside(words, folders) == words
 
 
+def test_names_with_dots_are_kept_whole(folders, tmp_path):
+    words = ["output=runs/act.v1.", "output=runs", "data.path=datasets/.hidden"]
+    assert inside(words, folders) == ["output=/runs/act.v1.", "output=/runs", "data.path=/data/.hidden"]
+
+
+@pytest.mark.parametrize(
+    "place", ["results/x", "/tmp/x", "../runs/x", "x", "datasets/x", "/data/x", "/runs/../tmp/x", "elsewhere"]
+)
+def test_an_output_that_would_vanish_with_the_container_is_refused(folders, place):
+    with pytest.raises(UserError, match=r"output=.* outlives it\. Put it under .*/runs, point VLA_FT_RUNS"):
+        inside([f"output={place}"], folders)
+
+
 def test_a_folder_that_is_not_mounted_is_told(folders):
     with pytest.raises(
         UserError, match=r"data\.path=elsewhere is not in a folder that the container sees.*or add --local"

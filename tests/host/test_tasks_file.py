@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from vla_ft.environment.facts import from_json
-from vla_ft.environment.table import REPOSITORY
+from vla_ft.environment.table import REPOSITORY, load_table
+from vla_ft.host.report import print_cards
 
 
 def invoke(*words, **environ):
@@ -25,10 +28,44 @@ def invoke(*words, **environ):
 def test_every_task_has_a_line_of_help():
     listed = invoke("--list")
     assert listed.returncode == 0, listed.stderr
-    for name in ("doctor", "lock", "matrix", "record", "smoke", "test", "train"):
+    names = (
+        "base",
+        "build",
+        "doctor",
+        "lock",
+        "logs",
+        "matrix",
+        "record",
+        "shell",
+        "smoke",
+        "stop",
+        "test",
+        "train",
+        "use",
+    )
+    for name in names:
         assert any(line.split()[0] == name and len(line.split()) > 3 for line in listed.stdout.splitlines() if line), (
             name
         )
+
+
+@pytest.mark.parametrize("columns", ["80", ""])
+def test_every_card_stands_whole_in_the_list(columns):
+    """Into a pipe, as here, and as narrow as a terminal: the first word of a line is what one types."""
+    if columns:
+        sheet = io.StringIO()
+        print_cards(load_table(), Console(file=sheet, width=int(columns)))
+        listed = sheet.getvalue()
+    else:
+        done = invoke("build", "--list")
+        assert done.returncode == 0, done.stderr
+        listed = done.stdout
+    rows = {line.split()[0]: line.split() for line in listed.splitlines() if line.split()}
+    for card in load_table().cards:
+        environment = load_table().environment(card.environment)
+        row = rows[card.name]
+        assert {card.sm, card.environment, environment.cuda, environment.torch} <= set(row), row
+        assert environment.driver_needed(card.generation) in row
 
 
 def test_matrix_prints_one_line_of_json():

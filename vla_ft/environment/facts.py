@@ -79,6 +79,8 @@ class Engine:
     """Folder of the engine's images."""
     images: tuple[Image, ...] = ()
     message: str = ""
+    users: str = ""
+    """How it maps a container's users: ``rootless`` (its root is the caller), ``remapped`` (userns-remap), or not."""
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,8 @@ def make(tag: str = TAG, mirror: str | None = None, echo: Callable[[str], None] 
         archive = Path(name) / "root.tar"
         _run(["tar", "--create", "--sort=name", "--numeric-owner", "-C", str(root), "-f", str(archive), "."], None)
         echo(f"{archive.stat().st_size / 1e6:.0f} MB; importing as {tag}")
-        repository, _, version = tag.rpartition(":")
-        engine.api.import_image_from_file(
-            str(archive), repository=repository or tag, tag=version if repository else None
-        )
+        repository, version = containers.split_name(tag)
+        engine.api.import_image_from_file(str(archive), repository=repository, tag=version)
     found = containers.image(tag)
     if found is None:
         raise UserError(

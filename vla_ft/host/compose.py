@@ -19,7 +19,7 @@ from vla_ft.host import containers, images, labels, mounts
 GPU_FILE = "docker/compose.gpu.yaml"
 MAIN_FILE = "compose.yaml"
 NOBODY_IN_PARTICULAR = 1000
-"""The image's own user, for callers who are root: a container never runs as root."""
+"""The image's own user, for callers who are root: a container never runs as the machine's root."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,14 @@ class Caller:
     gid: int
 
 
-def caller(environ: Mapping[str, str] = os.environ) -> Caller:
-    """The user who called, also through sudo; for root itself the image's user."""
+def caller(environ: Mapping[str, str] = os.environ, *, rootless: bool | None = None) -> Caller:
+    """The user who called, also through sudo; for root itself the image's user.
+
+    On a rootless engine the container's root is the caller, and every other number is nobody who owns the folders.
+    ``rootless`` None: the engine is asked.
+    """
+    if containers.is_rootless() if rootless is None else rootless:
+        return Caller(0, 0)
     uid, gid = os.getuid(), os.getgid()
     if uid == 0 and environ.get("SUDO_UID", "0") != "0":
         uid, gid = int(environ["SUDO_UID"]), int(environ["SUDO_GID"])
@@ -109,7 +115,11 @@ def prepare_folders(repository: Path, who: Caller, env: Mapping[str, str]) -> No
 
 
 def require_image(environment: Environment, echo: Callable[[str], None] = print) -> None:
-    """Raise UserError unless the environment's image is here; one of an older lock or source is named and used."""
+    """Raise UserError unless the environment's image is here and of the present lock.
+
+    The one rule for images of older locks: who names an image, or cannot do without one (shell, detached runs), is told
+    to renew it; ``--gpu auto`` goes to the local environment instead (``launching.decide``). An older source is named.
+    """
     name = labels.image_name(environment.name)
     found = containers.image(name)
     if found is None:
@@ -117,13 +127,18 @@ def require_image(environment: Environment, echo: Callable[[str], None] = print)
     renew = f"`invoke build --gpu {environment.name}` renews it."
     lock = containers.label(found.attrs, labels.LOCK)
     if lock != environment.lock_hash:
-        echo(f"{name} was built from lock {lock or 'unknown'}, the clone's is {environment.lock_hash}: {renew}")
-    elif containers.label(found.attrs, labels.SOURCE) != images.source_hash():
+        raise UserError(
+            f"{name} was built from lock {lock or 'unknown'}, the clone's is {environment.lock_hash}. {renew}"
+        )
+    if containers.label(found.attrs, labels.SOURCE) != images.source_hash():
         echo(f"{name} holds another source than the clone: {renew} That takes seconds.")
 
 
 def overrides(environment: Environment, repository: Path = REPOSITORY) -> dict[str, str]:
-    """Variables that run one command with an environment, whatever ``.env`` says (the shell's go before it)."""
+    """Variables for one command with an environment; they go before those of the shell and of ``.env``.
+
+    Compose files of the user's own stay: those in the shell's COMPOSE_FILE, or in that of ``.env`` where it is not set.
+    """
     env = read_env(repository / ".env")
     return settings(environment, caller(), os.environ.get("COMPOSE_FILE") or env.get("COMPOSE_FILE", ""))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla_ft.errors import UserError, nearest
 from vla_ft.host import labels
-from vla_ft.host.engine import gather_engine
+from vla_ft.host.engine import gather_engine, mapped_users
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -40,6 +40,12 @@ def client() -> DockerClient:
     return engine
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Repository and tag of an image's name; a colon before a slash is a registry's port, and no tag is ``latest``."""
+    repository, _, tag = name.rpartition(":")
+    return (repository, tag) if repository and "/" not in tag else (name, "latest")
+
+
 def require_plugin(name: str) -> None:
     """Raise UserError unless ``docker NAME`` (buildx, compose) can be run."""
     if shutil.which("docker") is None:
@@ -61,6 +67,14 @@ def image(name: str) -> Image | None:
 def has_nvidia_runtime() -> bool:
     """Whether the engine says that it can hand cards to a container."""
     return gather_engine().nvidia_runtime
+
+
+def is_rootless() -> bool:
+    """Whether the engine runs without root, so that root in a container is the caller outside; no without an engine."""
+    try:
+        return mapped_users(client().info()) == "rootless"
+    except UserError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -85,8 +99,10 @@ def run_isolated(
 ) -> Finished:
     """Run a command in a fresh container: no network, read-only root, no capabilities, a user without a name.
 
-    The arguments replace the image's entry point. Raises docker.errors.APIError when the container cannot start.
+    The arguments replace the image's entry point. Raises docker.errors.APIError when the container cannot start, and
+    TimeoutError when it does not end within ``timeout`` seconds; either way it is removed.
     """
+    import requests
     from docker.types import DeviceRequest
 
     container: Container = client().containers.create(
@@ -108,6 +124,12 @@ def run_isolated(
         code = container.wait(timeout=timeout)["StatusCode"]
         output, errors = (container.logs(stdout=out, stderr=not out).decode(errors="replace") for out in (True, False))
         return Finished(code, output, errors)
+    except (requests.exceptions.ReadTimeout, requests.exceptions.ConnectionError) as error:
+        # The SDK waits on an open connection: depending on its version, the timeout is one of these.
+        raise TimeoutError(
+            f"`{' '.join(command)}` in {name} did not end within {timeout:.0f} s. Look at what else the machine does, "
+            "then try again."
+        ) from error
     finally:
         container.remove(force=True, v=True)
 
@@ -153,8 +175,7 @@ def rename(source: str, target: str) -> Image:
     images = client().images
     before = image(target)
     found = images.get(source)
-    repository, _, version = target.rpartition(":")
-    found.tag(repository, version)
+    found.tag(*split_name(target))
     images.remove(source, noprune=True)
     if before is not None and before.id != found.id:
         # Containers or further names may hold the old one: then it stays.

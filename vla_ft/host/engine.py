@@ -59,8 +59,15 @@ def _describe(info: dict[str, Any], images: tuple[Image, ...]) -> Engine:
         compose=_plugin("compose", "version", "--short"),
         buildx=_plugin("buildx", "version"),
         root=info.get("DockerRootDir", ""),
+        users=mapped_users(info),
         images=images,
     )
+
+
+def mapped_users(info: dict[str, Any]) -> str:
+    """``Engine.users`` from the engine's own description, whose options read ``name=rootless`` or ``name=userns``."""
+    options = {word for option in info.get("SecurityOptions") or [] for word in str(option).split(",")}
+    return "rootless" if "name=rootless" in options else "remapped" if "name=userns" in options else ""
 
 
 def _images(client: Any) -> tuple[Image, ...]:

@@ -274,6 +274,8 @@ def selftest(image: str, echo: Echo = print) -> dict[str, Any]:
             f"The engine cannot hand over this machine's cards ({error.explanation}); the self-test runs without them."
         )
         finished = containers.run_isolated(image, words)
+    except TimeoutError as error:
+        raise BuildFailed(str(error)) from error
     try:
         report: dict[str, Any] = json.loads(finished.output.splitlines()[-1])
     except (IndexError, json.JSONDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from vla_ft.errors import UserError
 from vla_ft.training.tracking import read_metrics
 from vla_ft.training.trainer import train
 
+MOVE = "Move it, or name another place for runs with VLA_FT_RUNS=DIR."
 SUFFIX = "-mock"
 """Recipes of this ending take part."""
 
@@ -47,8 +49,26 @@ def _one(recipe: str, folder: Path, overrides: Sequence[str], console: Console) 
 
 
 def _clear(folder: Path) -> None:
-    """Remove the previous smoke run; a folder that is something else is left alone."""
-    if folder.exists():
-        if not (folder / CONFIGURATION).is_file() and any(folder.iterdir()):
-            raise UserError(f"{folder} is not a run of `smoke` and would be overwritten. Move it, or choose output=.")
-        shutil.rmtree(folder)
+    """Remove the previous smoke run; a folder that is something else is left alone. Raises UserError.
+
+    A local run of root's and a container's run of somebody else's share the folder, so either may find the other's.
+    """
+    try:
+        if folder.exists():
+            if not (folder / CONFIGURATION).is_file() and any(folder.iterdir()):
+                raise UserError(f"{folder} is not a run of `smoke` and would be overwritten. {MOVE}")
+            _require_writable(folder)
+            shutil.rmtree(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _require_writable(folder.parent)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made afresh: {error.strerror or error}. {MOVE}") from error
+
+
+def _require_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        owner = folder.stat().st_uid
+        raise UserError(
+            f"{folder} belongs to user {owner}, and this run is user {os.getuid()}, who may not write there. Remove it "
+            f"as user {owner} (a container's run and a local one share it), or name another place with VLA_FT_RUNS=DIR."
+        )

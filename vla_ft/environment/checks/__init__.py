@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from vla_ft.environment.checks import cards, compose, disk, driver, engine, images, platform, runtime, shared_memory
+from vla_ft.environment.checks import (
+    cards,
+    compose,
+    disk,
+    driver,
+    engine,
+    images,
+    platform,
+    runtime,
+    shared_memory,
+    users,
+)
 from vla_ft.environment.checks.base import Check
 
 CHECKS: tuple[Check, ...] = (
@@ -11,6 +22,7 @@ CHECKS: tuple[Check, ...] = (
     cards.CHECK,
     engine.CHECK,
     runtime.CHECK,
+    users.CHECK,
     compose.CHECK,
     images.CHECK,
     shared_memory.CHECK,
