@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as vla_ft.cli does, before anything imports torch
 
 TESTS = Path(__file__).resolve().parent
 

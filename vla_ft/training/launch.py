@@ -11,14 +11,19 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from vla_ft.training.resilience import EXIT_INTERRUPTED
 
 _LAUNCHER = "VLA_FT_LAUNCHER"
+_MISTAKES = "VLA_FT_MISTAKES"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LEAVE_SECONDS = 5.0
+"""How long the others may take to leave by themselves after one has failed, before they are asked to."""
 GRACE_SECONDS = 60.0
 """How long the other processes may take to leave after one has failed, before they are killed."""
 
@@ -39,12 +44,21 @@ def processes_for(devices: int | str, device: str) -> int:
 
 def launch(command: Sequence[str], processes: int) -> int:
     """Run ``python -m vla_ft COMMAND`` once per process and return the first failing exit code, or 0."""
+    with tempfile.TemporaryDirectory(prefix="vla-ft-mistakes-") as mistakes:
+        code = _run(command, processes, mistakes)
+        # Most mistakes are met by every process: said once, whoever met them.
+        for message in dict.fromkeys(path.read_text() for path in sorted(Path(mistakes).iterdir())):
+            print(f"vla-ft: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _run(command: Sequence[str], processes: int, mistakes: str) -> int:
     port = _free_port()
     children = [
         # A session of its own: Ctrl-C reaches it through the launcher alone, once.
         subprocess.Popen(
             [sys.executable, "-m", "vla_ft", *command],
-            env=_environment(rank, processes, port),
+            env=_environment(rank, processes, port) | {_LAUNCHER: str(os.getpid()), _MISTAKES: mistakes},
             start_new_session=True,
         )
         for rank in range(processes)
@@ -71,26 +85,39 @@ def follow_launcher() -> None:
             os._exit(128 + signal.SIGKILL)
 
 
+def tell_launcher(message: str) -> bool:
+    """Leave a mistake for the launcher to print; False when this process has none."""
+    folder = os.environ.get(_MISTAKES)
+    if folder is None or not os.path.isdir(folder):
+        return False
+    Path(folder, os.environ["RANK"]).write_text(message)
+    return True
+
+
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    deadline = float("inf")
-    failed = 0
+    failed_at: float | None = None
+    asked = False
     while None in [child.poll() for child in children]:
-        if not failed and (failed := _failure(children)):
-            deadline = time.monotonic() + GRACE_SECONDS
+        if failed_at is None and _failure(children):
+            failed_at = time.monotonic()
+        waited = 0.0 if failed_at is None else time.monotonic() - failed_at
+        if waited > LEAVE_SECONDS and not asked:
+            asked = True
             _stop(children, signal.SIGTERM)
-        if time.monotonic() > deadline:
+        if waited > LEAVE_SECONDS + GRACE_SECONDS:
             _stop(children, signal.SIGKILL)
         time.sleep(0.1)
-    failed = failed or _failure(children)
+    failed = _failure(children)
     if not failed and any(child.returncode == EXIT_INTERRUPTED for child in children):
         return EXIT_INTERRUPTED
     return failed if failed >= 0 else 128 - failed
 
 
 def _failure(children: list[subprocess.Popen[bytes]]) -> int:
-    """The exit code to report: a user's mistake before the failures that it causes in others; 0 without any."""
+    """The exit code to report, 0 without any: a user's mistake first, then a failure, then those that it had killed."""
     codes = [child.returncode for child in children if child.returncode not in (None, 0, EXIT_INTERRUPTED)]
-    return 2 if 2 in codes else next(iter(codes), 0)
+    own = [code for code in codes if code not in (-signal.SIGTERM, -signal.SIGKILL)]
+    return 2 if 2 in codes else next(iter(own or codes), 0)
 
 
 def _stop(children: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
@@ -110,7 +137,6 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        _LAUNCHER: str(os.getpid()),
     }
 
 
