@@ -238,7 +238,7 @@ def test_a_frame_that_one_process_alone_cannot_read(tmp_path):
         (["optimizer.betas=[0.9,1.5]"], "Key 'optimizer.betas.1' is 1.5"),
         (["data.mock.seed=-1"], "mock's seed is -1"),
         (["seed=99999999999999999999999"], "Key 'seed' is 99999999999999999999999"),
-        (["model=[1]"], "do not fit recipe act-mock"),
+        (["model=[1]"], "overrides"),
         (["init.path=nowhere.pth"], "nowhere.pth"),
     ],
 )
