@@ -247,4 +247,10 @@ def _start_worker(number: int) -> None:
     # Schedulers and terminals signal every process. The trainer still needs its workers for the step in hand, and ends
     # them after the checkpoint; the timer is for the case that nobody does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_WORKER_GRACE, os._exit, (0,)).start())
+    signal.signal(signal.SIGTERM, _leave_later)
+
+
+def _leave_later(*_: object) -> None:
+    timer = threading.Timer(_WORKER_GRACE, os._exit, (0,))
+    timer.daemon = True  # a worker that is told to end does so at once
+    timer.start()
