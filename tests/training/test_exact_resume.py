@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from tiny_runs import ROOT, TINY, final_bytes, finish, metrics, start, wait_for_step
+from tiny_runs import ROOT, TINY, WHOLE, final_bytes, finish, metrics, start, wait_for_step
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def assert_same(output, reference):
     assert metrics(output) == metrics(reference)
 
 
-@pytest.mark.parametrize("words", [(), ("data.workers=1",)], ids=["workers0", "workers1"])
+@pytest.mark.parametrize("words", [(WHOLE,), (WHOLE, "data.workers=1")], ids=["workers0", "workers1"])
 def test_two_steps_kill_resume_equals_uninterrupted(tmp_path, uninterrupted, words):
     process = start(tmp_path, *words)
     wait_for_step(tmp_path, 3, process)
@@ -47,7 +47,7 @@ def test_two_steps_kill_resume_equals_uninterrupted(tmp_path, uninterrupted, wor
 
 
 def test_workers_do_not_change_the_numbers(uninterrupted):
-    assert_same(uninterrupted("data.workers=1"), uninterrupted())
+    assert_same(uninterrupted(WHOLE, "data.workers=1"), uninterrupted(WHOLE))
 
 
 TWO = ("devices=2", "device=cpu", "batch.accumulation=1")
@@ -85,17 +85,17 @@ def test_sigterm_leaves_a_checkpoint_of_the_current_step(tmp_path, uninterrupted
 
 @pytest.mark.nightly
 def test_twenty_kills_at_random_moments(tmp_path, uninterrupted):
-    reference = uninterrupted()
+    reference = uninterrupted(WHOLE)
     chance = random.Random(0)
     killed = 0
     for trial in range(20):
         output = tmp_path / str(trial)
-        process = start(output)
+        process = start(output, WHOLE)
         wait_for_step(output, 1, process)
         time.sleep(chance.uniform(0, 1.0))
         killed += process.poll() is None
         process.kill()
         process.communicate()
-        finish(start(output))
+        finish(start(output, WHOLE))
         assert_same(output, reference)
     assert killed >= 10, f"only {killed} of 20 runs were still going when killed"
