@@ -60,7 +60,7 @@ def test_user_is_not_root_and_the_project_is_not_writable(cpu_image: images.Buil
 
 def test_source_change_keeps_every_installed_layer(cpu_image: images.Built, context: Path, base: str | None) -> None:
     with (context / "vla_ft" / "errors.py").open("a") as file:
-        file.write("# changed\n")
+        file.write(f"# changed {secrets.token_hex(8)}\n")  # as no earlier run of this test did: its layer may be cached
     done = steps(build(context, "vla_ft:test-rebuild", base, cpu_arguments()))
     subprocess.run(["docker", "image", "rm", "vla_ft:test-rebuild"], check=True, capture_output=True)
     installs = {step: cached for step, cached in done.items() if "install-wheels" in step or "pip install" in step}
