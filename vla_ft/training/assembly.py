@@ -26,6 +26,7 @@ from vla_ft.training.engines import Engine
 from vla_ft.training.optimizers import Ema, build_optimizer, freeze_parts
 from vla_ft.training.randomness import seed_everything
 from vla_ft.training.state import TrainingState
+from vla_ft.weights.places import resolve
 
 MOCK = "mock"
 """``data.path`` that asks for mock demonstrations."""
@@ -63,7 +64,7 @@ def assemble(config: RunConfig, engine: Engine, fresh: bool = True) -> Run:
     model = policy.build_model(config.model, reader.description)
     weights = "fresh (random)" if fresh else "of the checkpoint"
     if fresh and config.init.path is not None:
-        ledger = policy.load_weights(model, config.init.path, config.init.layout)
+        ledger = policy.load_weights(model, str(resolve(config.init.path)), config.init.layout)
         weights = str(ledger)
     freeze_parts(model, config.freeze)
     model.to(engine.device)
