@@ -82,6 +82,11 @@ class Entry:
         return is_data(path) and any(fnmatchcase(path, pattern) for pattern in self.files)
 
 
+def is_repository(text: str) -> bool:
+    """Whether a text has the form ``owner/name[@revision]``."""
+    return _REPOSITORY.fullmatch(text) is not None
+
+
 def is_data(path: str) -> bool:
     """Whether a file's name is one of weights, configuration or tokenizer, inside its folder."""
     parts = PurePosixPath(path)
@@ -96,9 +101,10 @@ def load_catalogue() -> dict[str, Entry]:
 
 
 def find_entry(name: str, files: Sequence[str] = ()) -> Entry:
-    """The catalogue's entry, or one of ``owner/name[@revision]``. Raises UserError with the nearest name.
+    """The catalogue's entry by its name or repository, or one of ``owner/name[@revision]``. Raises UserError.
 
-    ``files`` are patterns that replace the usual ones of a repository that the catalogue does not know.
+    ``files`` are patterns that replace the usual ones of a repository, which then is one that the catalogue does not
+    know.
     """
     known = load_catalogue()
     if name in known:
@@ -108,6 +114,12 @@ def find_entry(name: str, files: Sequence[str] = ()) -> Entry:
                 f"vla-ft fetch {known[name].origin} files={','.join(files)}."
             )
         return known[name]
+    published = [entry for entry in known.values() if entry.repository == name and not files]
+    if len(published) > 1:
+        names = ", ".join(entry.name for entry in published)
+        raise UserError(f"{name} holds several weights: {names}. Give one of these names, or files=PATTERN,PATTERN.")
+    if published:
+        return published[0]
     match = _REPOSITORY.fullmatch(name)
     if match is None:
         raise unknown("weights", name, known)

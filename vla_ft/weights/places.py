@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vla_ft.errors import UserError, unknown
-from vla_ft.weights.catalogue import Entry, find_entry, folder_name, load_catalogue
+from vla_ft.weights.catalogue import Entry, find_entry, folder_name, is_repository, load_catalogue
 
 RECORD = "fetched.json"
 FORMAT = 1
@@ -97,13 +97,11 @@ def resolve(name_or_path: str | Path) -> Path:
     if path.exists():
         record = read_record(path) if path.is_dir() else None
         return path if record is None else _loadable(path, record, f"vla-ft fetch {record.name} to={path}")
-    if text not in load_catalogue():
-        folder = place_of(find_entry(text)) if text.count("/") == 1 and not text.startswith(("/", ".")) else None
-        if folder is None or not folder.is_dir():
-            if any(sign in text for sign in _PATH_SIGNS):
-                return path  # whoever opens it says that it is not there
-            raise UserError(f"There is no file '{text}' here. {unknown('weights', text, load_catalogue())}")
-    entry = find_entry(text)
+    entry = _fetchable(text)
+    if entry is None:
+        if any(sign in text for sign in _PATH_SIGNS):
+            return path  # whoever opens it says that it is not there
+        raise UserError(f"There is no file '{text}' here. {unknown('weights', text, load_catalogue())}")
     folder = place_of(entry)
     record = read_record(folder)
     if record is None:
@@ -111,6 +109,17 @@ def resolve(name_or_path: str | Path) -> Path:
             f"The weights '{text}' are not on this machine (looked in {folder}). Run `vla-ft fetch {text}`."
         )
     return _loadable(folder, record, f"vla-ft fetch {text}")
+
+
+def _fetchable(text: str) -> Entry | None:
+    """What a text means if it is no path: an entry of the catalogue, or a repository that was fetched."""
+    entries = load_catalogue()
+    if text in entries or any(entry.repository == text for entry in entries.values()):
+        return find_entry(text)
+    if is_repository(text) and not text.startswith(".") and not text.endswith(_PATH_SIGNS):
+        entry = find_entry(text)
+        return entry if place_of(entry).is_dir() else None
+    return None
 
 
 def _loadable(folder: Path, record: Record, command: str) -> Path:
