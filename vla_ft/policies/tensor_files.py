@@ -34,7 +34,8 @@ _HEADER_LIMIT = 100_000_000
 _SAFETENSORS_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+    "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 
@@ -166,6 +167,8 @@ def _safetensors_entries(path: Path) -> dict[str, Stored]:
 
 def _stored(file: MappedFile, data: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Stored:
     begin, end = data_offsets
+    if dtype not in _SAFETENSORS_TYPES:
+        raise ValueError(f"numbers of type {dtype}, which is not known here")
     kind = _SAFETENSORS_TYPES[dtype]
     if begin < 0 or end - begin != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{end - begin} bytes for {dtype} {shape}")
