@@ -29,6 +29,8 @@ _STRICT = ConfigDict(extra="forbid")
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+EngineName = Literal["auto", "single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
+Precision = Literal["fp32", "bf16", "bf16_stochastic", "bf16_kahan"]
 T = TypeVar("T")
 
 
@@ -90,7 +92,11 @@ class OptimizerConfig:
 
     __pydantic_config__ = _STRICT
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    """``adamw8bit`` keeps both moments in 8 bits by blocks (Dettmers et al., 2022): 2 bytes a weight instead of 8."""
+    kernel: Literal["auto", "loop", "foreach", "fused"] = "auto"
+    """How ``adamw`` walks over the weights. ``foreach`` holds copies of all of them for the length of a step; ``auto``
+    is ``fused`` on a card and ``loop`` on the CPU, which hold none."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -120,6 +126,20 @@ class EmaConfig:
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     start_step: NotNegative = 0
     """Until then the average is a copy of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., 2021) in the linear layers of one named part; its own weights are frozen."""
+
+    __pydantic_config__ = _STRICT
+
+    rank: Positive = 32
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Numerator of the scale ``alpha / rank``; null means ``rank``, a scale of one."""
+    dropout: Fraction = 0.0
+    layers: str = ".*"
+    """Regular expression that a linear layer's name inside the model must match to the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +201,23 @@ class RunConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """``bf16`` is autocast over float32 weights."""
+    engine: EngineName = "auto"
+    """How the processes share the work; ``auto`` is ``single`` for one process and ``ddp`` for several."""
+    shard_group: Positive | None = None
+    """``hsdp``: how many neighbouring processes hold one copy of the model together; null is one machine's."""
+    precision: Precision = "fp32"
+    """``bf16`` computes in bfloat16 over float32 weights; ``bf16_stochastic`` and ``bf16_kahan`` hold the trained
+    weights in bfloat16 too, and round updates at random without bias, or carry what rounding lost along (2 bytes)."""
+    frozen_dtype: Literal["fp32", "bf16"] = "fp32"
+    """How weights that are not trained are held."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What waits in host memory: the optimizer's state, or weights, gradients and state."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """``torch.compile`` block by block."""
+    lora: dict[str, LoraConfig] = field(default_factory=dict)
+    """Low-rank adapters by named part."""
     ema: EmaConfig | None = None
     freeze: tuple[str, ...] = ()
     """Named parts that get no gradient and no optimizer state."""
