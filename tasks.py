@@ -129,6 +129,14 @@ def train(
     launch(job, gpu, "--local" if local else "", wheelhouse)
 
 
+@task(help={"gpu": GPU_HELP, "local": LOCAL_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def fetch(ctx: Context, gpu: str = "auto", local: bool = False, wheelhouse: str | None = None, args: str = "") -> None:
+    """Published weights, checked: `invoke fetch -- resnet18`; without a name, the list of them."""
+    with mistakes():
+        job = jobs.fetch(jobs.words(args, ctx.remainder))
+    launch(job, gpu, "--local" if local else "", wheelhouse)
+
+
 @task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
 def export(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
     """One file of weights from a checkpoint: `invoke export -- checkpoint=runs/act output=act.safetensors`."""
@@ -252,4 +260,4 @@ def _print_json(data: object, indent: int | None = 2) -> None:
     print(json.dumps(data, indent=indent))
 
 
-ns = Collection(base, build, doctor, export, lock, logs, matrix, record, shell, smoke, stop, test, train, use)
+ns = Collection(base, build, doctor, export, fetch, lock, logs, matrix, record, shell, smoke, stop, test, train, use)

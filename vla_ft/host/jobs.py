@@ -48,6 +48,11 @@ def export(arguments: Sequence[str]) -> Job:
     return Job("vla_ft", ("export", *arguments), in_clone=False)
 
 
+def fetch(arguments: Sequence[str]) -> Job:
+    """Published weights onto this machine; without arguments, the list of them."""
+    return Job("vla_ft", ("fetch", *arguments), service="fetch", in_clone=False)
+
+
 def record(arguments: Sequence[str]) -> Job:
     """Demonstrations from the simulator."""
     return Job("vla_ft", ("record", *arguments), extra="sim", in_clone=False)

@@ -30,6 +30,7 @@ from vla_ft.training.engines import Engine
 from vla_ft.training.preparation import prepare_blocks, prepare_model
 from vla_ft.training.randomness import seed_everything
 from vla_ft.training.state import TrainingState
+from vla_ft.weights.places import resolve
 
 MOCK = "mock"
 """``data.path`` that asks for mock demonstrations."""
@@ -56,13 +57,15 @@ def assemble(config: RunConfig, engine: Engine, fresh: bool = True) -> Run:
 
     A run that is not ``fresh`` takes its weights from its checkpoint: ``init`` is then not read.
     """
+    # A name that was not fetched is told before the data is read.
+    start = str(resolve(config.init.path)) if fresh and config.init.path is not None else None
     reader, path = _open(config, engine)
     split = split_episodes(len(reader.lengths), fraction=config.data.validation_fraction, seed=config.seed)
     # One process reads the columns of the whole set; the others get its numbers, or its error.
     statistics = _on_main(engine, lambda: _statistics(config, reader, split))
 
     processor = load_policy(config.policy).build_processor(config.model, reader.description, statistics)
-    weights = _hold_model(config, engine, reader.description, fresh)
+    weights = _hold_model(config, engine, reader.description, "fresh (random)" if fresh else "of the checkpoint", start)
     seed_everything(config.seed, engine.rank)
     state = TrainingState(
         config=config,
@@ -83,22 +86,25 @@ def assemble(config: RunConfig, engine: Engine, fresh: bool = True) -> Run:
     )
 
 
-def _hold_model(config: RunConfig, engine: Engine, description: DatasetDescription, fresh: bool) -> str:
-    """Build the model and hand it to the engine; returns where its weights come from. Collective.
+def _hold_model(
+    config: RunConfig, engine: Engine, description: DatasetDescription, weights: str, start: str | None
+) -> str:
+    """Build the model, load the file ``start`` into it and hand it to the engine. Collective.
+
+    Returns where the weights come from: ``weights``, or the ledger of ``start``.
 
     An engine of shards wants the values on the main process alone: a machine then holds one copy of the model in host
     memory, and the others build it without storage.
     """
     policy = load_policy(config.policy)
     seed_everything(config.seed, 0)  # the same fresh weights on every process
-    weights = "fresh (random)" if fresh else "of the checkpoint"
     model: Model | None = None
     error: str | None = None
     try:
         with nullcontext() if engine.builds_real else torch.device("meta"):
             model = policy.build_model(config.model, description)
-            if fresh and config.init.path is not None and engine.builds_real:
-                weights = str(policy.load_weights(model, config.init.path, config.init.layout))
+            if start is not None and engine.builds_real:
+                weights = str(policy.load_weights(model, start, config.init.layout))
             prepare_model(model, config)
         prepare_blocks(model, config, engine.device)
     except UserError as mistake:
