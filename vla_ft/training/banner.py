@@ -100,6 +100,7 @@ def _cadence(run: Run) -> dict[str, str]:
         "every": every + " steps",
         "tracking": f"metrics.jsonl, TensorBoard, W&B {config.logging.wandb}",
         "frozen": ", ".join(config.freeze) or "nothing",
+        "frozen features": run.features_note,
         "seed": f"{config.seed}" + (", deterministic kernels" if config.deterministic else ""),
     }
 
@@ -113,7 +114,12 @@ def _parameters(run: Run) -> dict[str, str]:
     rows = {}
     total = trainable = 0
     for name, count, learned in count_parameters(run.state.model.parameter_groups()):
+        if count == 0 and run.state.left_out:
+            continue
         rows[f"parameters ({name})"] = f"{count:,}" + ("" if learned == count else f", {learned:,} trainable")
         total, trainable = total + count, trainable + learned
-    rows["parameters"] = f"{total:,}, {trainable:,} trainable"
+    left_out = sum(value.numel() for value in run.state.left_out.values())
+    rows["parameters"] = f"{total:,}, {trainable:,} trainable" + (
+        f"; {left_out:,} numbers of cached parts left out" if left_out else ""
+    )
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ class TrainingState:
     model: Model
     optimizer: torch.optim.Optimizer
     ema: Ema | None
+    left_out: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of frozen parts that the model does without because their features are cached, by full name. Checkpoints
+    hold them. The main process has them on the CPU, the others hold their shapes (device ``meta``)."""
     step: int = 0
     """Updates done."""
     position: int = 0
@@ -71,7 +74,7 @@ def save_checkpoint(store: CheckpointStore, state: TrainingState, engine: Engine
 
 
 def _write_shared(folder: Path, state: TrainingState, engine: Engine) -> None:
-    _save_tensors(state.model.state_dict(), folder / WEIGHTS)
+    _save_tensors({**state.model.state_dict(), **state.left_out}, folder / WEIGHTS)
     tensors, groups = _optimizer_to_plain(state.model, state.optimizer)
     _save_tensors(tensors, folder / _OPTIMIZER)
     write_json(folder / _GROUPS, groups)
@@ -88,7 +91,8 @@ def load_checkpoint(path: Path, state: TrainingState, engine: Engine) -> dict[st
 
     Returns this process's generators for ``restore_generators``; nothing when the number of processes changed.
     """
-    state.model.load_state_dict(load_file(path / WEIGHTS))
+    weights = load_file(path / WEIGHTS)
+    state.model.load_state_dict({name: value for name, value in weights.items() if name not in state.left_out})
     groups = json.loads((path / _GROUPS).read_text())
     _optimizer_from_plain(state.model, state.optimizer, load_file(path / _OPTIMIZER), groups)
     if state.ema is not None:

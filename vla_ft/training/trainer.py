@@ -49,7 +49,7 @@ def train(config: RunConfig, console: Console | None = None) -> Report:
         stack.callback(engine.close)
         _hold_folder(Path(config.output), engine, stack)
         start = find_start(config, store)
-        run = assemble(config, engine, fresh=start is None)
+        run = assemble(config, engine, start, console.print)
         notes, generators = [], {}
         if start is not None:
             notes = refuse_other_run(start, config, run.state.statistics.source_hash, engine.world_size)
