@@ -37,7 +37,9 @@ class FrozenFeatures:
     module: str
     """Path of the part inside the model (``vision.trunk``). It can be taken out when its features are cached."""
     inputs: tuple[str, ...]
-    """Batch keys that this part reads, and it alone: they need not be loaded when its features are cached."""
+    """Batch keys that this part reads."""
+    replaces: tuple[str, ...]
+    """Those of them that nothing but declared parts reads: they need not be loaded when the features are cached."""
     outputs: tuple[str, ...]
     """Batch keys of its features, which ``forward`` and ``sample`` use where they are present: ``feature_...``."""
     scope: Literal["frame", "sample"]

@@ -54,6 +54,13 @@ def cacheable(model: Model, parts: Sequence[str], random_keys: Sequence[str] = (
     return chosen
 
 
+def replaced_inputs(model: Model, cached: Mapping[str, FrozenFeatures]) -> set[str]:
+    """Batch keys that nothing reads once the features of the parts ``cached`` come with the batch."""
+    still_run = [one for part, one in model.frozen_features().items() if part not in cached]
+    needed = {key for declared in still_run for key in declared.inputs}
+    return {key for declared in cached.values() for key in declared.replaces} - needed
+
+
 def refuse_random(model: Model, part: str, declared: FrozenFeatures, batch: Batch) -> None:
     """Run the part as training would, once. Raises UserError when it draws random numbers (dropout of any kind) or when
     its output depends on a weight that is trained."""
@@ -91,15 +98,20 @@ def compute_rows(model: Model, declared: FrozenFeatures, batch: Batch) -> dict[s
     return {key: outputs[key].contiguous() for key in declared.outputs}
 
 
-def with_features(batch: Batch, declared: FrozenFeatures, rows: Mapping[str, Tensor], observation_steps: int) -> Batch:
-    """The batch as training gets it from a cache that holds ``rows`` [B, ...]: the part's inputs are gone.
+def with_features(
+    batch: Batch, cached: Mapping[str, FrozenFeatures], rows: Mapping[str, Tensor], replaced: set[str], steps: int
+) -> Batch:
+    """The batch as training gets it from caches that hold ``rows`` [B, ...] of all parts ``cached``.
 
-    Where rows are of one frame, the frame is repeated over the observation window: right in shape, for forecasts.
+    Rows of one frame are repeated over the observation window of ``steps``: right in shape, for forecasts.
+    ``replaced``: what ``replaced_inputs`` gave.
     """
-    kept = {key: value for key, value in batch.items() if key not in declared.inputs}
-    if declared.scope == "frame":
-        rows = {key: value.unsqueeze(1).repeat_interleave(observation_steps, dim=1) for key, value in rows.items()}
-    return {**kept, **rows}
+    whole = {key: value for key, value in batch.items() if key not in replaced}
+    for declared in cached.values():
+        for key in declared.outputs:
+            frames = rows[key].unsqueeze(1).repeat_interleave(steps, dim=1)
+            whole[key] = frames if declared.scope == "frame" else rows[key]
+    return whole
 
 
 def leave_out(model: Model, declared: FrozenFeatures) -> dict[str, Tensor]:

@@ -163,5 +163,5 @@ def disk_errors(
         free = shutil.disk_usage(existing).free / 2**30
         raise UserError(
             f"{what} could not be written to {folder}: {os.strerror(error.errno)} ({free:.2f} GiB free). "
-            "What was there before is untouched. Free space or choose another {setting}=."
+            f"What was there before is untouched. Free space or choose another {setting}=."
         ) from None

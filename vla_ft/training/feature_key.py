@@ -59,7 +59,7 @@ def build_key(
         "scope": declared.scope,
         "inputs": ", ".join(declared.inputs),
         "outputs": ", ".join(declared.outputs),
-        "episodes": f"{len(reader.lengths)} of {int(reader.lengths.sum())} steps ({_hash(reader.lengths.tolist())})",
+        "episodes": _episodes(reader),
         "reading": reader.reading(),
         "precision": "fp32" if config.precision == "fp32" else "bf16",
         "stored": config.frozen_features.dtype if config.frozen_features else "computed",
@@ -96,14 +96,23 @@ def differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     return found
 
 
+def _episodes(reader: EpisodeReader) -> str:
+    """How many, how long, in which order."""
+    listed = [(reader.name_of(episode), int(length)) for episode, length in enumerate(reader.lengths)]
+    return f"{len(listed)} with {int(reader.lengths.sum())} steps ({_hash(listed)})"
+
+
 def _other_files(was: Mapping[str, str], now: Mapping[str, str]) -> str:
     changed = sorted(name for name in was.keys() & now.keys() if was[name] != now[name])
     if changed:
         return f"{changed[0]} holds other data" + (f", as do {len(changed) - 1} more files" if changed[1:] else "")
     gone, added = sorted(was.keys() - now.keys()), sorted(now.keys() - was.keys())
-    said = [f"{names[0]} and {len(names) - 1} more files {what}" if names[1:] else f"{names[0]} {what}"
-            for names, what in ((gone, "gone"), (added, "new")) if names]  # fmt: skip
-    return ", ".join(said) or "the files come in another order"
+    listed = [
+        f"{names[0]} and {len(names) - 1} more files {what}" if names[1:] else f"{names[0]} {what}"
+        for names, what in ((gone, "gone"), (added, "new"))
+        if names
+    ]
+    return ", ".join(listed)
 
 
 def _file_hashes(reader: EpisodeReader, folder: Path) -> dict[str, str]:

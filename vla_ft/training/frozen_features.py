@@ -23,7 +23,7 @@ from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.loading import Loader, build_scan
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch, FrozenFeatures, Model, Processor
-from vla_ft.policies.frozen_parts import cacheable, compute_rows, leave_out, refuse_random
+from vla_ft.policies.frozen_parts import cacheable, compute_rows, leave_out, refuse_random, replaced_inputs
 from vla_ft.training.checkpointing import disk_errors
 from vla_ft.training.collective import on_main
 from vla_ft.training.engines import Engine
@@ -70,13 +70,13 @@ def cache_features(
         job = _Job(config, wanted, engine, reader, model, processor, part, declared, FeatureFolder(root / part), say)
         stores.append(job.run())
         notes.append(f"{part}: {job.note}")
+    inputs = replaced_inputs(model, parts)
     left_out: dict[str, Tensor] = {}
     for declared in parts.values():
         left_out |= leave_out(model, declared)
     if not engine.is_main:  # one process writes checkpoints; the others need not hold the weights
         left_out = {name: value.to("meta") for name, value in left_out.items()}
     features = CachedFeatures(stores, reader.lengths, processor.window)
-    inputs = {key for declared in parts.values() for key in declared.inputs}
     return Cached(features, processor.without(inputs), left_out, "; ".join(notes))
 
 
@@ -216,7 +216,7 @@ class _Job:
             computed = compute_rows(self.model, self.declared, self.engine.move(batch))
         stored = {key: value.to(self._stored(value.dtype)).cpu() for key, value in computed.items()}
         for key, value in stored.items():
-            bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero()
+            bad = (~torch.isfinite(value)).reshape(len(value), -1).any(1).nonzero()
             if len(bad):
                 self._refuse_not_finite(key, rows[int(bad[0])])
         return stored

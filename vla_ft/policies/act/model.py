@@ -190,6 +190,7 @@ class Act(Model):
             "backbone": FrozenFeatures(
                 module="vision.trunk",
                 inputs=images,
+                replaces=images,
                 outputs=outputs,
                 scope="frame",
                 compute=lambda batch: dict(zip(outputs, self._trunk_maps(batch), strict=True)),

@@ -56,7 +56,7 @@ class VisionTokens(nn.Module):
         return imagenet_normalize(scaled).to(self.project.weight.dtype)
 
     def features(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Trunk output [B, C, h, w] of prepared images, one [B, 3, H, W] a camera. Equal sizes go through in one batch."""
+        """Trunk output [B, C, h, w] of prepared images, one [B, 3, H, W] a camera; equal sizes in one batch."""
         if len({image.shape for image in images}) == 1:
             return list(self.trunk(torch.cat(list(images))).chunk(len(images)))
         return [self.trunk(image) for image in images]
