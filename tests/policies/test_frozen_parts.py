@@ -114,7 +114,13 @@ def test_dropout_of_any_kind_is_refused(eye: nn.Module) -> None:
         probe(Toy(eye))
 
 
+def test_dropout_is_seen_without_running_the_part() -> None:
+    with pytest.raises(UserError, match=r"'eye' cannot be cached: 1 drops activations at random"):
+        cacheable(Toy(nn.Dropout(0.1)), ["eye"])
+
+
 def test_dropout_of_zero_is_no_dropout() -> None:
+    cacheable(Toy(nn.Dropout(0.0)), ["eye"])
     probe(Toy(nn.Dropout(0.0)))
 
 

@@ -346,6 +346,7 @@ class Reads(Model):
         sees = FrozenFeatures(
             module="eye",
             inputs=("image_top",),
+            replaces=("image_top",),
             outputs=("feature_frame",),
             scope="frame",
             compute=self.see,

@@ -48,6 +48,10 @@ def cacheable(model: Model, parts: Sequence[str], random_keys: Sequence[str] = (
                 f"The features of '{part}' cannot be cached: {', '.join(drawn)} is augmented at random, so every pass "
                 "over the data shows other pictures. Turn the augmentation off, or set frozen_features=null."
             )
+        # Functional dropout shows no module; `refuse_random` finds that one when the features are made.
+        dropping = [n for n, m in module.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+        if dropping:
+            raise _random(part, f"{dropping[0]} drops activations at random in training")
         moving = [name for name, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if moving:
             raise _random(part, f"{moving[0]} normalises by the statistics of the batch in training")

@@ -181,6 +181,13 @@ class _Job:
                     done = min(len(missing), (turn + 1) * engine.world_size)
                     self.say(f"features of {self.part}: {done} of {len(missing)} shards, {said - started:.0f} s")
         own = range(engine.rank, layout.shards, engine.world_size)
+        unseen = self.folder.missing(layout)
+        engine.agree(
+            f"{self.folder.shard(unseen[0])} was written by another process and is not here. Processes on several "
+            "machines share the work: set frozen_features.path to a disk that all of them see."
+            if unseen
+            else None
+        )
         described = engine.gather({self.folder.shard(n).name: self.folder.describe(n) for n in own})
         on_main(engine, lambda: self._finish({name: value for part in described for name, value in part.items()}))
         how = "made" if len(missing) == layout.shards else f"completed ({len(missing)} of {layout.shards} shards)"
