@@ -33,7 +33,7 @@ from vla_ft.errors import UserError
 from vla_ft.nn.resnet import ResNet
 from vla_ft.policies.base import Batch, FrozenFeatures, Loss, Model, Processor
 from vla_ft.training.engines import Engine
-from vla_ft.training.frozen_features import cache_features
+from vla_ft.training.frozen_features import cache_features, spread_weights
 from vla_ft.training.trainer import train
 
 CACHED = ("frozen_features.parts=[backbone]", "frozen_features.shard_mib=0.02")
@@ -406,3 +406,32 @@ def test_features_of_frames_and_of_whole_samples(tmp_path: Path) -> None:
     again._instructions = ["another task"] * 3
     with pytest.raises(UserError, match="the instructions differ"):
         cache_features(config, engine, again, whole, processor, None, print)
+
+
+class Wire(Engine):
+    """What one process broadcast, or what it hears."""
+
+    def __init__(self, rank: int, values: list[Tensor]) -> None:
+        super().__init__(torch.device("cpu"))
+        self.rank, self.world_size, self.values = rank, 2, values
+
+    def gather(self, value: object) -> list[object]:
+        return [False, True]  # the main process has its weights, the other has not
+
+    def broadcast(self, value: object) -> object:
+        if self.rank == 0:
+            self.values.append(value)  # type: ignore[arg-type]
+            return value
+        return self.values.pop(0)
+
+
+def test_a_process_that_built_the_part_without_storage_gets_its_weights() -> None:
+    """As engines of shards do: the values are on the main process alone."""
+    sent: list[Tensor] = []
+    main = ResNet("resnet18")
+    with torch.device("meta"):
+        other = ResNet("resnet18").requires_grad_(False)
+    spread_weights(main, Wire(0, sent))
+    spread_weights(other, Wire(1, sent))
+    assert not sent
+    assert all(torch.equal(value, main.state_dict()[name]) for name, value in other.state_dict().items())

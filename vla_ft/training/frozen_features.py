@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_ft.checkpoints import WEIGHTS
 from vla_ft.config import FrozenFeaturesConfig, RunConfig
@@ -83,9 +83,31 @@ def cache_features(
 def _restore(model: Model, declared: FrozenFeatures, checkpoint: Path) -> None:
     """Give the part the weights that it has in a checkpoint; nothing else is read."""
     prefix = declared.module + "."
+    if _without_storage(model.get_submodule(declared.module)):
+        return
     with safe_open(checkpoint / WEIGHTS, framework="pt") as file:
         weights = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
     model.get_submodule(declared.module).load_state_dict(weights)
+
+
+def _without_storage(module: nn.Module) -> bool:
+    return any(value.is_meta for value in (*module.parameters(), *module.buffers()))
+
+
+def spread_weights(module: nn.Module, engine: Engine) -> None:
+    """Give a part that was built without storage (``meta``) the main process's values, on this process's device.
+
+    One tensor at a time. Where every process has its values nothing is sent. Collective.
+    """
+    if not any(engine.gather(_without_storage(module))):
+        return
+    lacking = _without_storage(module)
+    if lacking:
+        module.to_empty(device=engine.device)
+    for target in (*module.parameters(), *module.buffers()):
+        value = engine.broadcast(target.detach().cpu() if engine.is_main else None)
+        if lacking:
+            target.data.copy_(value)
 
 
 @dataclass
@@ -167,6 +189,8 @@ class _Job:
                 f"{layout.bytes / 2**30:.2f} GiB, into {self.folder.folder}"
             )
         said = started
+        if missing:
+            spread_weights(self.model.get_submodule(self.declared.module), engine)
         with (
             self._on_device(),
             closing(self._scan([rows for number in mine for rows in layout.batches_of(number)])) as loader,
