@@ -143,6 +143,22 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrozenFeaturesConfig:
+    """Frozen parts whose outputs are computed once, kept on disk and read instead."""
+
+    __pydantic_config__ = _STRICT
+
+    parts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Parts that are frozen as well (``freeze``), such as ``[backbone]``."""
+    path: str | None = None
+    """Folder of the features, one sub-folder a part; runs may share it. null means ``<output>/features``."""
+    dtype: Literal["computed", "bfloat16", "float16"] = "computed"
+    """How they are stored: as computed, or rounded to two bytes a number, which changes the numbers of the run."""
+    shard_mib: Annotated[float, Field(gt=0)] = 64.0
+    """Size of a file in MiB: what a killed computation has to do again."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InitConfig:
     """Where the weights start. Without a path they are fresh, and the banner says so."""
 
@@ -222,6 +238,8 @@ class RunConfig:
     ema: EmaConfig | None = None
     freeze: tuple[str, ...] = ()
     """Named parts that get no gradient and no optimizer state."""
+    frozen_features: FrozenFeaturesConfig | None = None
+    """Which frozen parts are run once over the data instead of in every step; null for none."""
     init: InitConfig = field(default_factory=InitConfig)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -366,4 +384,4 @@ def _keys(kind: Any) -> list[str]:
     return names
 
 
-_NESTED = {"data": DataConfig, "ema": EmaConfig}
+_NESTED = {"data": DataConfig, "ema": EmaConfig, "frozen_features": FrozenFeaturesConfig}

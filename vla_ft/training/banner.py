@@ -28,7 +28,7 @@ def print_banner(console: Console, run: Run, engine: Engine, resumed: str) -> No
     table.add_column(overflow="fold")
     job = _job(run, engine, resumed)
     method = _method(run, engine) | _memory(run, engine)
-    for name, value in (job | _data(run) | method | _cadence(run) | _model(run) | _parameters(engine)).items():
+    for name, value in (job | _data(run) | method | _cadence(run) | _model(run) | _parameters(run, engine)).items():
         table.add_row(name, value)
     console.print(table)
 
@@ -140,6 +140,7 @@ def _cadence(run: Run) -> dict[str, str]:
         "every": every + " steps",
         "tracking": f"metrics.jsonl, TensorBoard, W&B {config.logging.wandb}",
         "frozen": ", ".join(config.freeze) or "nothing",
+        "frozen features": run.features_note,
         "seed": f"{config.seed}" + (", deterministic kernels" if config.deterministic else ""),
     }
 
@@ -149,7 +150,7 @@ def _model(run: Run) -> dict[str, str]:
     return {"model": ", ".join(f"{name} {value}" for name, value in settings.items())}
 
 
-def _parameters(engine: Engine) -> dict[str, str]:
+def _parameters(run: Run, engine: Engine) -> dict[str, str]:
     rows = {}
     total = trainable = 0
     for name, members in engine.model.parameter_groups().items():
@@ -157,7 +158,12 @@ def _parameters(engine: Engine) -> dict[str, str]:
         names = [member for member, _ in members if member in engine.pieces]
         count = sum(engine.pieces[member].numel for member in names)
         learned = sum(engine.pieces[member].numel for member in names if member in engine.trained)
+        if count == 0 and run.state.left_out:
+            continue
         rows[f"parameters ({name})"] = f"{count:,}" + ("" if learned == count else f", {learned:,} trainable")
         total, trainable = total + count, trainable + learned
-    rows["parameters"] = f"{total:,}, {trainable:,} trainable"
+    left_out = sum(value.numel() for value in run.state.left_out.values())
+    rows["parameters"] = f"{total:,}, {trainable:,} trainable" + (
+        f"; {left_out:,} numbers of cached parts left out" if left_out else ""
+    )
     return rows

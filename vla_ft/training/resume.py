@@ -27,6 +27,7 @@ _MAY_CHANGE = (
     "offload",
     "activation_checkpointing",
     "compile",
+    "frozen_features",
 )
 _OPTIMIZER_MAY_CHANGE = ("kernel",)
 _NOT_EXACT = ("engine", "shard_group", "offload", "compile", "optimizer.kernel")
@@ -101,6 +102,7 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
     if "steps" in changed:
         notes.append(f"steps {then['steps']} -> {now['steps']}" + _schedule_note(config))
     serious = sorted(key for key in changed if not _harmless(key))
+    serious += _rounding(saved, config.to_dict(), then, now)
     if serious:
         shown = "; ".join(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in serious[:6])
         raise UserError(
@@ -114,6 +116,13 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
             "Choose another output= for a new run, or restore the data."
         )
     return notes
+
+
+def _rounding(saved: dict[str, Any], current: dict[str, Any], then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Cached features may come and go, but features that were rounded for the cache are other numbers."""
+    key = "frozen_features.dtype"
+    then[key], now[key] = ((config["frozen_features"] or {}).get("dtype", "computed") for config in (saved, current))
+    return [key] if then[key] != now[key] else []
 
 
 def _schedule_note(config: RunConfig) -> str:

@@ -7,7 +7,8 @@ any number of processes. Writing gathers one tensor at a time to the main proces
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ class TrainingState:
     description: DatasetDescription
     statistics: DatasetStatistics
     ema: Ema | None
+    left_out: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of frozen parts that the model does without because their features are cached, by full name. Checkpoints
+    hold them. The main process has them on the CPU, the others hold their shapes (device ``meta``)."""
     step: int = 0
     """Updates done."""
     position: int = 0
@@ -64,7 +68,7 @@ def save_checkpoint(store: CheckpointStore, state: TrainingState, engine: Engine
     folder = store.incoming(state.step)
     parts = (
         prepare,
-        lambda: save_weights(folder, engine),
+        lambda: save_weights(folder, engine, state.left_out),
         lambda: save_optimizer(folder, engine),
         lambda: save_average(folder, state.ema, engine),
         write_own,
@@ -89,12 +93,13 @@ def _write_facts(folder: Path, state: TrainingState, engine: Engine) -> None:
     state.statistics.save(folder / STATISTICS)
 
 
-def save_weights(folder: Path, engine: Engine) -> None:
-    """Write every parameter and persistent buffer. Collective."""
+def save_weights(folder: Path, engine: Engine, left_out: Mapping[str, Tensor]) -> None:
+    """Write every parameter and persistent buffer, and those that the model does without. Collective."""
     items = [gathered(engine, name, weight) for name, weight in engine.weights.items()]
-    for name, buffer in saved_buffers(engine.model).items():
+    for name, buffer in {**saved_buffers(engine.model), **left_out}.items():
         items.append((Entry(name, tuple(buffer.shape), buffer.dtype), partial(torch.Tensor.detach, buffer)))
-    write_on_main(folder, WEIGHTS, items, engine)
+    # By name: neither the engine nor what is left out may show in the bytes.
+    write_on_main(folder, WEIGHTS, sorted(items, key=lambda item: item[0].name), engine)
 
 
 def save_average(folder: Path, ema: Ema | None, engine: Engine) -> None:
@@ -111,7 +116,7 @@ def load_checkpoint(path: Path, state: TrainingState, engine: Engine) -> tuple[d
     Returns this process's generators for ``restore_generators`` (nothing when the number of processes changed), and
     what could not be restored to the bit, in words.
     """
-    load_weights(path, engine)
+    load_weights(path, engine, state.left_out)
     notes = load_optimizer(path, engine)
     if state.ema is not None:
         with TensorReader(path, AVERAGE) as reader:
@@ -124,12 +129,13 @@ def load_checkpoint(path: Path, state: TrainingState, engine: Engine) -> tuple[d
     return json.loads((path / _random_file(engine.rank)).read_text()), notes
 
 
-def load_weights(path: Path, engine: Engine) -> None:
+def load_weights(path: Path, engine: Engine, left_out: Mapping[str, Tensor]) -> None:
     """Read this process's elements of every parameter, and every persistent buffer, from a checkpoint. Collective."""
     buffers = saved_buffers(engine.model)
     with TensorReader(path, WEIGHTS) as reader:
-        if reader.entries.keys() != engine.weights.keys() | buffers.keys():
-            different = sorted(reader.entries.keys() ^ (engine.weights.keys() | buffers.keys()))
+        expected = engine.weights.keys() | buffers.keys() | left_out.keys()
+        if reader.entries.keys() != expected:
+            different = sorted(reader.entries.keys() ^ expected)
             raise UserError(f"{path} holds the weights of another model: {', '.join(different[:4])} differ.")
         engine.settle()
         with torch.no_grad():

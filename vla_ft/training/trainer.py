@@ -49,7 +49,7 @@ def train(config: RunConfig, console: Console | None = None) -> Report:
         stack.callback(engine.close)
         _hold_folder(Path(config.output), engine, stack)
         start = find_start(config, store)
-        run = assemble(config, engine, fresh=start is None)
+        run = assemble(config, engine, start, console.print)
         notes: list[str] = []
         generators: dict[str, Any] = {}
         if start is not None:
