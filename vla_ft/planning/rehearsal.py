@@ -24,7 +24,7 @@ from vla_ft.config import RunConfig
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.planning.allocation import CUDA_GRANULE, AllocationLog, Events, Kind, Phase
 from vla_ft.planning.card_rules import CardRules
-from vla_ft.planning.cpu_rules import kernel_workspace
+from vla_ft.planning.workspaces import card_workspace, cpu_workspace
 from vla_ft.planning.imagined import collate_one, plain_statistics, widen
 from vla_ft.policies.base import Batch, Model
 from vla_ft.policies.registry import load_policy
@@ -90,7 +90,7 @@ def rehearse(
     started = time.perf_counter()
     sample = collate_one(config, description)
     config = _traceable(config, compute)
-    log = AllocationLog(granule=CUDA_GRANULE) if card else AllocationLog(workspace=kernel_workspace)
+    log = AllocationLog(CUDA_GRANULE, card_workspace) if card else AllocationLog(workspace=cpu_workspace)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         model = _prepared(config, description, compute, model)
