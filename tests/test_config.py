@@ -37,7 +37,8 @@ def test_overrides_reach_their_field():
         (["policy=pizerro"], "Unknown policy 'pizerro'"),
         (
             ["precision=bf61"],
-            "Key 'precision' is 'bf61': input should be 'fp32', 'bf16', 'bf16_stochastic' or 'bf16_kahan'. Did you mean 'bf16'?",
+            "Key 'precision' is 'bf61': input should be 'fp32', 'bf16', 'bf16_stochastic' or 'bf16_kahan'."
+            " Did you mean 'bf16'?",
         ),
         (["steps=0"], "Key 'steps' is 0: input should be greater than 0"),
         (["steps=many"], "Key 'steps' is 'many'"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from vla_ft.checkpoints import STATISTICS
 from vla_ft.config import RunConfig
@@ -16,14 +17,16 @@ from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.loading import Loader, build_loader, build_validation_loader
 from vla_ft.data.mock import write_mock
 from vla_ft.data.order import BatchPlan, shuffled
+from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.split import EpisodeSplit, split_episodes
 from vla_ft.data.statistics import DatasetStatistics, cached_statistics, check_finite
 from vla_ft.data.windows import WindowIndex
 from vla_ft.errors import UserError
-from vla_ft.policies.base import Batch, Processor
+from vla_ft.policies.base import Batch, Model, Processor
 from vla_ft.policies.registry import load_policy
+from vla_ft.training.averages import Ema
 from vla_ft.training.engines import Engine
-from vla_ft.training.optimizers import Ema, build_optimizer, freeze_parts
+from vla_ft.training.preparation import prepare_model
 from vla_ft.training.randomness import seed_everything
 from vla_ft.training.state import TrainingState
 
@@ -57,24 +60,14 @@ def assemble(config: RunConfig, engine: Engine, fresh: bool = True) -> Run:
     # One process reads the columns of the whole set; the others get its numbers, or its error.
     statistics = _on_main(engine, lambda: _statistics(config, reader, split))
 
-    policy = load_policy(config.policy)
-    processor = policy.build_processor(config.model, reader.description, statistics)
-    seed_everything(config.seed, 0)  # the same fresh weights on every process
-    model = policy.build_model(config.model, reader.description)
-    weights = "fresh (random)" if fresh else "of the checkpoint"
-    if fresh and config.init.path is not None:
-        ledger = policy.load_weights(model, config.init.path, config.init.layout)
-        weights = str(ledger)
-    freeze_parts(model, config.freeze)
-    model.to(engine.device)
+    processor = load_policy(config.policy).build_processor(config.model, reader.description, statistics)
+    weights = _hold_model(config, engine, reader.description, fresh)
     seed_everything(config.seed, engine.rank)
     state = TrainingState(
         config=config,
         description=reader.description,
         statistics=statistics,
-        model=model,
-        optimizer=build_optimizer(model, config.optimizer),
-        ema=Ema(model, config.ema) if config.ema else None,
+        ema=Ema({name: engine.weights[name] for name in engine.trained}, config.ema) if config.ema else None,
     )
     return Run(
         state=state,
@@ -87,6 +80,33 @@ def assemble(config: RunConfig, engine: Engine, fresh: bool = True) -> Run:
         global_batch=config.batch.per_device * config.batch.accumulation * engine.world_size,
         weights=weights,
     )
+
+
+def _hold_model(config: RunConfig, engine: Engine, description: DatasetDescription, fresh: bool) -> str:
+    """Build the model and hand it to the engine; returns where its weights come from. Collective.
+
+    An engine of shards wants the values on the main process alone: a machine then holds one copy of the model in host
+    memory, and the others build it without storage.
+    """
+    policy = load_policy(config.policy)
+    seed_everything(config.seed, 0)  # the same fresh weights on every process
+    weights = "fresh (random)" if fresh else "of the checkpoint"
+    model: Model | None = None
+    error: str | None = None
+    try:
+        with torch.device("cpu") if engine.builds_real else torch.device("meta"):
+            model = policy.build_model(config.model, description)
+            if fresh and config.init.path is not None and engine.builds_real:
+                weights = str(policy.load_weights(model, config.init.path, config.init.layout))
+            prepare_model(model, config)
+    except UserError as mistake:
+        error = str(mistake)
+    engine.agree(error)
+    assert model is not None
+    engine.wrap(model)
+    engine.build_optimizer()
+    engine.check()
+    return engine.broadcast(weights)
 
 
 def training_batches(run: Run, engine: Engine) -> Iterator[Batch]:
