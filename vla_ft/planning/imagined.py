@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics, FeatureStatistics
 from vla_ft.policies.base import Batch, Processor
 from vla_ft.policies.registry import load_policy
+from vla_ft.training.assembly import Run
+from vla_ft.training.averages import Ema
+from vla_ft.training.engines import Engine
+from vla_ft.training.state import TrainingState
 
 MOCK = "mock"
 INSTRUCTION = "pick up the small red block and put it into the open drawer on the left"
@@ -87,3 +92,21 @@ def collate_one(config: RunConfig, description: DatasetDescription) -> Batch:
 def widen(batch: Batch, size: int) -> Batch:
     """Empty tensors of the same types with ``size`` as first dimension; fake ones under a fake mode."""
     return {key: torch.zeros((size, *value.shape[1:]), dtype=value.dtype) for key, value in batch.items()}
+
+
+def imagined_run(config: RunConfig, description: DatasetDescription, engine: Engine) -> Run:
+    """What ``update`` reads of a run; it has no data. Builds the engine's optimizer and the average."""
+    engine.build_optimizer()
+    ema = Ema({name: engine.weights[name] for name in engine.trained}, config.ema) if config.ema else None
+    nothing: Any = None
+    return Run(
+        state=TrainingState(config, description, plain_statistics(description), ema),
+        reader=nothing,
+        processor=nothing,
+        split=nothing,
+        training_windows=nothing,
+        validation_windows=nothing,
+        data_path="",
+        global_batch=config.batch.per_device,
+        weights="",
+    )

@@ -118,14 +118,19 @@ def step_temporaries(trace: Trace, setup: Setup) -> float:
     weights in bfloat16 one tensor at a time is stepped in float32 (``vla_ft.training.rounding``).
     """
     largest = max((weight.count for weight in trace.weights if weight.trained), default=0)
-    if setup.precision in ("bf16_stochastic", "bf16_kahan"):
-        return largest * ROUNDING_BYTES[setup.precision]
     if setup.optimizer == "adamw8bit":
-        return 0.0
+        through = EIGHT_BIT_THROUGH_FLOAT if setup.precision in ROUNDING_BYTES else 0
+        return largest * (through + (0 if trace.card else EIGHT_BIT_ON_CPU))
+    if setup.precision in ROUNDING_BYTES:
+        return largest * ROUNDING_BYTES[setup.precision]
     rows = trace.events.held[trace.events.phase == Phase.STEP]
     return float((rows[:, Kind.TEMPORARY]).max()) if len(rows) else 0.0
 
 
-ROUNDING_BYTES = {"bf16_stochastic": 18, "bf16_kahan": 12}
-"""Bytes a number while one tensor is stepped: float32 gradient, weight and spread; with stochastic rounding the random
-bits and the rounded weight besides."""
+ROUNDING_BYTES = {"bf16_stochastic": 18, "bf16_kahan": 16}
+"""Bytes a number while one tensor is stepped: float32 gradient, weight and spread; then the random bits and the rounded
+weight, or the weight cast to take it off again."""
+EIGHT_BIT_THROUGH_FLOAT = 14
+"""The same under 8-bit AdamW: float32 weight and gradient, random bits, rounded weight."""
+EIGHT_BIT_ON_CPU = 24
+"""bitsandbytes' CPU form works on whole float32 tensors (measured); its CUDA kernels hold none."""

@@ -25,13 +25,11 @@ from vla_ft.data.sample import DatasetDescription
 from vla_ft.planning.allocation import CUDA_GRANULE, AllocationLog, Events, Kind, Phase
 from vla_ft.planning.card_rules import CardRules
 from vla_ft.planning.workspaces import card_workspace, cpu_workspace
-from vla_ft.planning.imagined import collate_one, plain_statistics, widen
+from vla_ft.planning.imagined import collate_one, imagined_run, widen
 from vla_ft.policies.base import Batch, Model
 from vla_ft.policies.registry import load_policy
-from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
-from vla_ft.training.optimizers import Ema, build_optimizer, freeze_parts
-from vla_ft.training.state import TrainingState
+from vla_ft.training.preparation import prepare_model
 from vla_ft.training.update import update
 
 Compute = Literal["fp32", "autocast", "bf16"]
@@ -70,6 +68,8 @@ class Trace:
     optimizer_bytes: int
     batch_size: int
     compute: Compute
+    card: bool
+    """Whether a card's kernels were followed, or this CPU's."""
     seconds: float
 
     @property
@@ -89,31 +89,30 @@ def rehearse(
     """
     started = time.perf_counter()
     sample = collate_one(config, description)
-    config = _traceable(config, compute)
+    config = traceable(config, compute, card)
     log = AllocationLog(CUDA_GRANULE, card_workspace) if card else AllocationLog(workspace=cpu_workspace)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        model = _prepared(config, description, compute, model)
+        model = prepared(config, description, compute, model)
+        engine = _Rehearsing(config, log, copies=card)
+        engine.wrap(model)
         weights = tuple(_weights(model))
         # On a card the batches wait on the host and each is copied over when its turn comes.
         batches = [widen(sample, config.batch.per_device) for _ in range(config.batch.accumulation)] if card else None
         stack.enter_context(log)
         weight_bytes = log.claim(model.parameters(), Kind.STATE)
         buffer_bytes = log.claim(model.buffers(), Kind.STATE)
-        ema = Ema(model, config.ema) if config.ema else None
-        average_bytes = log.claim(ema.state().values(), Kind.STATE) if ema else 0
-        optimizer = build_optimizer(model, config.optimizer)
+        run = imagined_run(config, description, engine)
+        average_bytes = log.claim(run.state.ema.average.values(), Kind.STATE) if run.state.ema else 0
         if batches is None:
             batches = [widen(sample, config.batch.per_device) for _ in range(config.batch.accumulation)]
         if card:
             stack.enter_context(CardRules())
-        for remove in _mark(model, optimizer, log, weights):
+        for remove in _mark(model, engine, log, weights):
             stack.callback(remove)
         log.record()
-        run = _imagined_run(config, description, model, optimizer, ema)
-        update(run, model, iter(batches), _Rehearsing(log, card), stop=False)
-        states = [value for entries in optimizer.state.values() for value in entries.values() if _is_tensor(value)]
-        births = log.births(states)
+        update(run, iter(batches), engine, stop=False)
+        births = log.births(_states(engine.optimizer))
         events = log.events()
     _without_births(events, births)
     return Trace(
@@ -125,6 +124,7 @@ def rehearse(
         optimizer_bytes=sum(size for _, size in births),
         batch_size=config.batch.per_device,
         compute=compute,
+        card=card,
         seconds=time.perf_counter() - started,
     )
 
@@ -132,12 +132,16 @@ def rehearse(
 class _Rehearsing(Engine):
     """One process whose numbers are made up: what the trainer decides by must not be fake."""
 
-    def __init__(self, log: AllocationLog, copies: bool) -> None:
-        super().__init__(torch.device("cpu"))
+    def __init__(self, config: RunConfig, log: AllocationLog, copies: bool) -> None:
+        super().__init__(config, torch.device("cpu"))
         self._log, self._copies = log, copies
 
+    def wrap(self, model: Model) -> None:
+        self.model = self.module = model  # made where it is, and fake tensors do not move
+        self._hold_whole(model)
+
     @contextlib.contextmanager
-    def accumulating(self, module: nn.Module, last: bool) -> Iterator[None]:
+    def accumulating(self, last: bool) -> Iterator[None]:
         self._log.phase, self._log.unit = Phase.FORWARD, -1
         yield
         self._log.phase, self._log.unit = Phase.UPDATE, -1
@@ -154,24 +158,42 @@ class _Rehearsing(Engine):
     def sum(self, values: Tensor) -> Tensor:
         return self.mean(values)
 
+    def step(self) -> None:
+        if type(self.optimizer) is torch.optim.AdamW:  # others read numbers; their working set is known by rule
+            super().step()
 
-def _traceable(config: RunConfig, compute: Compute) -> RunConfig:
-    """More than two micro-batches hold no more than two."""
-    accumulation = min(2, config.batch.accumulation)
+
+def traceable(config: RunConfig, compute: Compute, card: bool) -> RunConfig:
+    """The same step in the fewest words: two micro-batches hold what more do, AdamW's kernel is the device's own, and
+    the engine's precision is the way it computes."""
+    kernel = config.optimizer.kernel
+    if kernel == "auto":
+        kernel = "fused" if card else "loop"
     return dataclasses.replace(
         config,
-        batch=dataclasses.replace(config.batch, accumulation=accumulation),
+        batch=dataclasses.replace(config.batch, accumulation=min(2, config.batch.accumulation)),
+        optimizer=dataclasses.replace(config.optimizer, name="adamw", kernel=kernel),
         precision="fp32" if compute == "fp32" else "bf16",
+        frozen_dtype="fp32" if compute == "fp32" else config.frozen_dtype,
     )
 
 
-def _prepared(config: RunConfig, description: DatasetDescription, compute: Compute, model: Model | None) -> Model:
+def prepared(
+    config: RunConfig, description: DatasetDescription, compute: Compute, model: Model | None = None
+) -> Model:
+    """The run's model with its adapters, frozen parts and types; under ``bf16`` every weight is a bfloat16."""
     built = model or load_policy(config.policy).build_model(config.model, description)
-    freeze_parts(built, config.freeze)
-    for parameter in built.parameters():
-        if compute == "bf16" or (not parameter.requires_grad and config.frozen_dtype == "bf16"):
+    prepare_model(built, config)
+    if compute == "bf16":
+        for parameter in built.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     return built
+
+
+def _states(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Moments; the step counter is a number, and on the host where the kernel is not fused."""
+    every = (value for entries in optimizer.state.values() for value in entries.values())
+    return [value for value in every if isinstance(value, Tensor) and value.dim() > 0]
 
 
 def _weights(model: Model) -> Iterator[Weight]:
@@ -182,7 +204,7 @@ def _weights(model: Model) -> Iterator[Weight]:
 
 
 def _mark(
-    model: Model, optimizer: torch.optim.Optimizer, log: AllocationLog, weights: Sequence[Weight]
+    model: Model, engine: Engine, log: AllocationLog, weights: Sequence[Weight]
 ) -> Iterator[Callable[[], None]]:
     """Tell the log where the step is. Yields what removes each hook."""
 
@@ -190,8 +212,8 @@ def _mark(
         log.phase, log.unit = value, -1
 
     yield model.register_forward_hook(lambda *_: phase(Phase.BACKWARD)).remove
-    yield optimizer.register_step_pre_hook(partial(phase, Phase.STEP)).remove
-    yield optimizer.register_step_post_hook(partial(phase, Phase.AVERAGE)).remove
+    yield engine.optimizer.register_step_pre_hook(partial(phase, Phase.STEP)).remove
+    yield engine.optimizer.register_step_post_hook(partial(phase, Phase.AVERAGE)).remove
     for number, block in enumerate(model.blocks()):
         yield from _mark_block(block, number, log)
     for weight, parameter in zip(weights, model.parameters(), strict=True):
@@ -235,37 +257,9 @@ def _claim_gradient(log: AllocationLog, unit: int, parameter: Tensor) -> None:
         log.claim([parameter.grad], Kind.GRADIENT, unit)
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0  # the step counter is a number, on the host
-
-
 def _without_births(events: Events, births: Sequence[tuple[int, int]]) -> None:
     """Take the optimizer's state, which this first step makes, out of the temporaries."""
     made = np.zeros(len(events.phase), np.int64)
     for event, size in births:
         made[event:] += size
     events.held[:, Kind.TEMPORARY] -= made
-
-
-def _imagined_run(
-    config: RunConfig,
-    description: DatasetDescription,
-    model: Model,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema | None,
-) -> Run:
-    """What ``update`` reads of a run; it has no data."""
-    statistics = plain_statistics(description)
-    state = TrainingState(config, description, statistics, model, optimizer, ema)
-    nothing: Any = None
-    return Run(
-        state=state,
-        reader=nothing,
-        processor=nothing,
-        split=nothing,
-        training_windows=nothing,
-        validation_windows=nothing,
-        data_path="",
-        global_batch=config.batch.per_device,
-        weights="",
-    )
