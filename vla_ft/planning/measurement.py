@@ -40,8 +40,9 @@ def measure_step(config: RunConfig, description: DatasetDescription, engine: Eng
     Every process of an engine must call it, and gets its own numbers.
     """
     engine = engine or Engine(config, torch.device("cpu"))
-    model = load_policy(config.policy).build_model(config.model, description)
-    prepare_model(model, config)
+    with torch.device("cpu" if engine.builds_real else "meta"):
+        model = load_policy(config.policy).build_model(config.model, description)
+        prepare_model(model, config)
     engine.wrap(model)
     del model
     run = imagined_run(config, description, engine)
