@@ -130,6 +130,14 @@ def train(
 
 
 @task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def export(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
+    """One file of weights from a checkpoint: `invoke export -- checkpoint=runs/act output=act.safetensors`."""
+    with mistakes():
+        job = jobs.export(jobs.words(args, ctx.remainder))
+    launch(job, gpu, "export has no service of its own", wheelhouse)
+
+
+@task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
 def test(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
     """The test suite, in the local environment: `invoke test --args "-k locks"`."""
     with mistakes():
@@ -244,4 +252,4 @@ def _print_json(data: object, indent: int | None = 2) -> None:
     print(json.dumps(data, indent=indent))
 
 
-ns = Collection(base, build, doctor, lock, logs, matrix, record, shell, smoke, stop, test, train, use)
+ns = Collection(base, build, doctor, export, lock, logs, matrix, record, shell, smoke, stop, test, train, use)

@@ -15,6 +15,7 @@ USAGE = """vla-ft COMMAND [key=value ...]
   train     recipe=NAME key=value ...     train; without words: recipe=act-mock, a small ACT on mock data
   smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
+  export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
   mock      output=DIR key=value ...      write a small mock dataset
   recipes                                 list recipes; `recipes NAME` prints one
@@ -103,6 +104,14 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _export(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.deployment.export import ExportConfig, export
+
+    print(export(from_arguments(ExportConfig, arguments, "vla-ft export")))
+    return 0
+
+
 def _record(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.simulation.record import RecordConfig, record
@@ -147,6 +156,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "smoke": _smoke,
     "evaluate": _evaluate,
+    "export": _export,
     "record": _record,
     "mock": _mock,
     "recipes": _recipes,

@@ -49,25 +49,23 @@ class TrainedWeights:
 
     @property
     def entries(self) -> list[Entry]:
-        """What there is, under the plain names. A merged weight has its base's type."""
-        return [Entry(plain, self._entry(full).shape, self._entry(full).dtype) for plain, full in self._sources.items()]
+        """What there is, under the plain names. A merged weight is float32: its base's type may be too coarse."""
+        found = [(plain, self._reader(full).entries[full], full) for plain, full in self._sources.items()]
+        return [Entry(plain, e.shape, torch.float32 if _is_base(full) else e.dtype) for plain, e, full in found]
 
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU, adapters merged into it: W + alpha / rank * B A, in float32 (Hu et al., 2021)."""
         full = self._sources[name]
         value = self._tensor(full)
-        if not full.endswith(f"{BASE}weight"):
+        if not _is_base(full):
             return value
         layer = full.removesuffix(f"{BASE}weight")
         down, up = self._tensor(layer + DOWN).float(), self._tensor(layer + UP).float()
-        return torch.addmm(value.float(), up, down, alpha=self._scales[name]).to(value.dtype)
+        return torch.addmm(value.float(), up, down, alpha=self._scales[name])
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name in self._sources:
             yield name, self.read(name)
-
-    def _entry(self, full: str) -> Entry:
-        return self._reader(full).entries[full]
 
     def _tensor(self, full: str) -> Tensor:
         return self._reader(full).tensor(full)
@@ -104,6 +102,10 @@ def build_plain(config: RunConfig, description: DatasetDescription, device: str 
 def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
     persistent = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+
+
+def _is_base(name: str) -> bool:
+    return name.endswith(f"{BASE}weight")
 
 
 def _is_adapter(name: str) -> bool:

@@ -43,6 +43,11 @@ def train(arguments: Sequence[str]) -> Job:
     return Job("vla_ft", ("train", *arguments), service="train", in_clone=False)
 
 
+def export(arguments: Sequence[str]) -> Job:
+    """One file of weights from a checkpoint."""
+    return Job("vla_ft", ("export", *arguments), in_clone=False)
+
+
 def record(arguments: Sequence[str]) -> Job:
     """Demonstrations from the simulator."""
     return Job("vla_ft", ("record", *arguments), extra="sim", in_clone=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +27,7 @@ from vla_ft.policies.base import Batch, Model, Processor
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.averages import Ema
 from vla_ft.training.engines import Engine
-from vla_ft.training.preparation import prepare_model
+from vla_ft.training.preparation import prepare_blocks, prepare_model
 from vla_ft.training.randomness import seed_everything
 from vla_ft.training.state import TrainingState
 
@@ -94,11 +95,12 @@ def _hold_model(config: RunConfig, engine: Engine, description: DatasetDescripti
     model: Model | None = None
     error: str | None = None
     try:
-        with torch.device("cpu") if engine.builds_real else torch.device("meta"):
+        with nullcontext() if engine.builds_real else torch.device("meta"):
             model = policy.build_model(config.model, description)
             if fresh and config.init.path is not None and engine.builds_real:
                 weights = str(policy.load_weights(model, config.init.path, config.init.layout))
             prepare_model(model, config)
+        prepare_blocks(model, config, engine.device)
     except UserError as mistake:
         error = str(mistake)
     engine.agree(error)

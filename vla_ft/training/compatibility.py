@@ -32,6 +32,7 @@ class Setup:
     compile: bool
     frozen: bool
     """Whether any part is frozen, by ``freeze`` or under adapters."""
+    adapters: bool
     asked_shard_group: bool
 
     @classmethod
@@ -50,6 +51,7 @@ class Setup:
             offload=config.offload,
             compile=config.compile,
             frozen=bool(config.freeze or config.lora),
+            adapters=bool(config.lora),
             asked_shard_group=config.shard_group is not None,
         )
 
@@ -125,6 +127,16 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.precision in ("bf16_stochastic", "bf16_kahan") and s.kernel in ("foreach", "fused"),
         "precision={precision} rounds each weight's update itself, one tensor at a time. "
         "Remove optimizer.kernel={kernel}.",
+    ),
+    Rule(
+        lambda s: s.precision in ("bf16_stochastic", "bf16_kahan") and s.adapters,
+        "Adapters are few and train in float32, so precision={precision} would save nothing and FSDP2 cannot mix the "
+        "types of trained weights. Set precision=bf16 frozen_dtype=bf16.",
+    ),
+    Rule(
+        lambda s: s.frozen_dtype == "bf16" and not s.frozen,
+        "frozen_dtype=bf16 is for weights that are not trained, and nothing is frozen. Remove frozen_dtype, or name "
+        "parts in freeze or lora.",
     ),
     Rule(
         lambda s: s.precision == "fp32" and s.frozen_dtype == "bf16",

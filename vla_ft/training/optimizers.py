@@ -74,7 +74,7 @@ def _groups(model: Model, config: OptimizerConfig, trained: Mapping[str, nn.Para
 
 
 def _kernel(config: OptimizerConfig, trained: Mapping[str, nn.Parameter]) -> dict[str, Any]:
-    """``fused`` on a card and ``loop`` on the CPU hold no copies of the weights; torch's own choice, ``foreach``, does."""
+    """``fused`` on a card and ``loop`` on the CPU hold no copies of weights; torch's own choice, ``foreach``, does."""
     kernel = config.kernel
     if kernel == "auto":
         kernel = "fused" if all(p.device.type == "cuda" for p in trained.values()) else "loop"

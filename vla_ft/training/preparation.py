@@ -6,16 +6,30 @@ import torch
 
 from vla_ft.config import RunConfig
 from vla_ft.policies.base import Model
+from vla_ft.training.adapters import add_adapters
+from vla_ft.training.blocks import compile_blocks, recompute_activations
 from vla_ft.training.optimizers import freeze_parts
 
 
 def prepare_model(model: Model, config: RunConfig) -> None:
-    """Freeze, add adapters and set the types that ``config`` asks for, in place. Works on the meta device too.
+    """Add adapters, freeze and set types as ``config`` asks, in place. Works on the meta device too.
 
     Raises UserError for parts or layers that the model does not have.
     """
+    add_adapters(model, config)
     freeze_parts(model, config.freeze)
     set_types(model, config)
+
+
+def prepare_blocks(model: Model, config: RunConfig, device: torch.device) -> None:
+    """Compute activations again and compile as ``config`` asks; ``device`` is where the model is going to run.
+
+    Raises UserError where nothing can be compiled.
+    """
+    if config.activation_checkpointing:
+        recompute_activations(model)
+    if config.compile:
+        compile_blocks(model, device)
 
 
 def set_types(model: Model, config: RunConfig) -> None:

@@ -22,7 +22,15 @@ _MAY_CHANGE = (
     "logging",
     "checkpoint",
     "validation",
+    "engine",
+    "shard_group",
+    "offload",
+    "activation_checkpointing",
+    "compile",
 )
+_OPTIMIZER_MAY_CHANGE = ("kernel",)
+_NOT_EXACT = ("engine", "shard_group", "offload", "compile", "optimizer.kernel")
+"""Changes of how, not what: the mathematics stays, the order of its sums does not."""
 _DATA_MAY_CHANGE = ("path", "workers")
 """The data itself is compared by the hash of its statistics, wherever it lies now."""
 
@@ -86,6 +94,10 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
     elif not any(key.startswith("batch.") for key in changed):
         changed.add("batch")
         then["batch"], now["batch"] = f"{global_then} in all", f"{global_now} in all on {world_size} process(es)"
+    inexact = sorted(key for key in changed if key in _NOT_EXACT)
+    if inexact:
+        shown = ", ".join(f"{key} {then.get(key)} -> {now.get(key)}" for key in inexact)
+        notes.append(f"{shown}: the same mathematics summed in another order, not bit-exact")
     if "steps" in changed:
         notes.append(f"steps {then['steps']} -> {now['steps']}" + _schedule_note(config))
     serious = sorted(key for key in changed if not _harmless(key))
@@ -114,7 +126,12 @@ def _schedule_note(config: RunConfig) -> str:
 
 def _harmless(key: str) -> bool:
     first, _, rest = key.partition(".")
-    return first in _MAY_CHANGE or (first == "data" and rest.split(".")[0] in _DATA_MAY_CHANGE)
+    second = rest.split(".")[0]
+    return (
+        first in _MAY_CHANGE
+        or (first == "data" and second in _DATA_MAY_CHANGE)
+        or (first == "optimizer" and second in _OPTIMIZER_MAY_CHANGE)
+    )
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

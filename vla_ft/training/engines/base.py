@@ -53,13 +53,8 @@ class Engine:
         return True
 
     @property
-    def copies(self) -> int:
-        """How many processes hold the same elements as this one; their rounding must draw the same numbers."""
-        return self.world_size
-
-    @property
     def shard(self) -> int:
-        """Which share of the weights is here, from 0."""
+        """Which share of the weights is here, from 0. Processes that hold copies of a share round it alike by this."""
         return 0
 
     def wrap(self, model: Model) -> None:
