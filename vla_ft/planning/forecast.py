@@ -13,9 +13,8 @@ from vla_ft.planning.host import HostMemory, checkpoint_bytes, host_memory
 from vla_ft.planning.imagined import collate_one
 from vla_ft.planning.margin import Item, margin
 from vla_ft.planning.overlay import Moments, Peak, moments
-from vla_ft.planning.rehearsal import Compute, Trace, rehearse
+from vla_ft.planning.rehearsal import Build, Compute, Trace, rehearse
 from vla_ft.planning.states import GIB, Bytes, explain, states_of
-from vla_ft.policies.base import Model
 from vla_ft.training.compatibility import SHARDED, ZERO, Setup
 
 
@@ -81,14 +80,14 @@ def compute_of(setup: Setup) -> Compute:
 class Planner:
     """Forecasts for one run's model and data. Steps that were traced once are not traced again.
 
-    ``card``: follow a card's kernels, or this CPU's. ``model`` makes the model in place of the policy's package.
+    ``card``: follow a card's kernels, or this CPU's. ``build`` makes the model in place of the policy's package.
     """
 
     def __init__(
-        self, description: DatasetDescription, *, card: bool = True, model: Any | None = None, local: int | None = None
+        self, description: DatasetDescription, *, card: bool = True, build: Build | None = None, local: int | None = None
     ) -> None:
         self.description, self.card, self.local = description, card, local
-        self._model = model
+        self._build = build
         self._traces: dict[tuple[Any, ...], Trace] = {}
 
     @property
@@ -106,8 +105,7 @@ class Planner:
             config.ema is not None, config.optimizer.clip_grad_norm is None,
         )  # fmt: skip
         if key not in self._traces:
-            model: Model | None = self._model
-            self._traces[key] = rehearse(config, self.description, compute=compute, card=self.card, model=model)
+            self._traces[key] = rehearse(config, self.description, compute=compute, card=self.card, build=self._build)
         return self._traces[key]
 
     def moments(self, config: RunConfig, setup: Setup) -> Moments:

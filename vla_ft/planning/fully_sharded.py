@@ -85,18 +85,23 @@ class _Walk:
         self._last = ROOT
         self._before = {unit: order[place - 1] for place, unit in enumerate(order) if place}
         self._done: list[int] = []
+        self._every = sum(unit.gradient for unit in units.values())
+        self._kept = 0.0
+        """Gradients of earlier micro-batches, reduced."""
 
     def at(self, phase: int, unit: int) -> tuple[float, float]:
         """(buffers, reduced gradients) while ``unit`` is in hand."""
         if phase == Phase.FORWARD:
+            if self._done:
+                self._kept = self._every
             self._done = []
             self._last = unit if unit != ROOT else self._last
-            return self._forward(unit), 0.0
+            return self._forward(unit), self._kept
         if phase == Phase.BACKWARD:
             if unit != ROOT and unit not in self._done:
                 self._done.append(unit)
             return self._backward(unit), self._finished(unit)
-        return 0.0, self._finished(ROOT) + self.units[ROOT].gradient
+        return 0.0, self._every
 
     def _forward(self, unit: int) -> float:
         whole = self.units[ROOT].gathered
@@ -117,7 +122,7 @@ class _Walk:
 
     def _finished(self, unit: int) -> float:
         done = self._done[:-1] if unit != ROOT else self._done
-        return sum(self.units[one].gradient for one in done)
+        return self._kept or sum(self.units[one].gradient for one in done)
 
     def reduction(self, unit: int) -> tuple[float, float]:
         """(buffers besides whole gradients, reduced gradients) while the gradients of ``unit`` are reduced."""
@@ -125,8 +130,10 @@ class _Walk:
         own = self.units[unit]
         whole = self.units[ROOT].gathered if unit != ROOT else 0.0
         output = own.reduced / self.setup.shard_group
+        if self.setup.precision in ("bf16_stochastic", "bf16_kahan"):
+            output += own.gradient  # the reduced gradient in the type of the shard
         early = self._early(self._before.get(unit, ROOT)) if unit != ROOT else 0.0
-        return whole + early + own.reduced + output, sum(self.units[one].gradient for one in done)
+        return whole + early + own.reduced + output, self._kept or sum(self.units[one].gradient for one in done)
 
     def _done_before(self, unit: int) -> list[int]:
         return self.order[self.order.index(unit) + 1 :] if unit != ROOT else self.order

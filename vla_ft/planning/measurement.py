@@ -42,7 +42,7 @@ def measure_step(config: RunConfig, description: DatasetDescription, engine: Eng
     engine = engine or Engine(config, torch.device("cpu"))
     with torch.device("cpu" if engine.builds_real else "meta"):
         model = load_policy(config.policy).build_model(config.model, description)
-        prepare_model(model, config)
+        prepare_model(model, config, engine.device)
     engine.wrap(model)
     del model
     run = imagined_run(config, description, engine)

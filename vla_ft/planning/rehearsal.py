@@ -34,6 +34,8 @@ from vla_ft.training.update import update
 
 Compute = Literal["fp32", "autocast", "bf16"]
 """How a forward pass sees the weights: in float32, in float32 under bfloat16 autocast, or as bfloat16."""
+Build = Callable[[], Model]
+"""Makes a model; it is called under fake tensors."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,12 @@ class Trace:
 
 
 def rehearse(
-    config: RunConfig, description: DatasetDescription, *, compute: Compute, card: bool, model: Model | None = None
+    config: RunConfig, description: DatasetDescription, *, compute: Compute, card: bool, build: Build | None = None
 ) -> Trace:
     """Trace one step of ``config`` on one process with its batch per device.
 
     ``card`` follows the kernels and the autocast list of a CUDA card and its allocator's granule, else this CPU's.
-    ``model`` is built by the policy's package unless a test brings its own. Raises what the policy itself raises.
+    ``build`` makes the model in place of the policy's package. Raises what the policy itself raises.
     """
     started = time.perf_counter()
     sample = collate_one(config, description)
@@ -93,7 +95,7 @@ def rehearse(
     log = AllocationLog(CUDA_GRANULE, card_workspace) if card else AllocationLog(workspace=cpu_workspace)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        model = prepared(config, description, compute, model)
+        model = prepared(config, description, compute, build)
         engine = _Rehearsing(config, log, copies=card)
         engine.wrap(model)
         weights = tuple(_weights(model))
@@ -159,13 +161,13 @@ class _Rehearsing(Engine):
         return self.mean(values)
 
     def step(self) -> None:
-        if type(self.optimizer) is torch.optim.AdamW:  # others read numbers; their working set is known by rule
+        if self.config.optimizer.kernel != "fused":  # that one works in place
             super().step()
 
 
 def traceable(config: RunConfig, compute: Compute, card: bool) -> RunConfig:
     """The same step in the fewest words: two micro-batches hold what more do, AdamW's kernel is the device's own, and
-    the engine's precision is the way it computes."""
+    the engine's precision is the way it computes. What ``torch.compile`` saves is not foreseen."""
     kernel = config.optimizer.kernel
     if kernel == "auto":
         kernel = "fused" if card else "loop"
@@ -175,15 +177,16 @@ def traceable(config: RunConfig, compute: Compute, card: bool) -> RunConfig:
         optimizer=dataclasses.replace(config.optimizer, name="adamw", kernel=kernel),
         precision="fp32" if compute == "fp32" else "bf16",
         frozen_dtype="fp32" if compute == "fp32" else config.frozen_dtype,
+        compile=False,
     )
 
 
 def prepared(
-    config: RunConfig, description: DatasetDescription, compute: Compute, model: Model | None = None
+    config: RunConfig, description: DatasetDescription, compute: Compute, build: Build | None = None
 ) -> Model:
     """The run's model with its adapters, frozen parts and types; under ``bf16`` every weight is a bfloat16."""
-    built = model or load_policy(config.policy).build_model(config.model, description)
-    prepare_model(built, config)
+    built = build() if build else load_policy(config.policy).build_model(config.model, description)
+    prepare_model(built, config, torch.device("cpu"))
     if compute == "bf16":
         for parameter in built.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
