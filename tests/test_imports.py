@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "policies": {"data", "nn"},
     "config": {"data", "policies"},
     "training": {"config", "data", "policies", "nn", "environment"},
+    "planning": {"config", "data", "policies", "training", "environment"},
     "deployment": {"config", "data", "policies"},
     "reporting": set(),
     "simulation": {"data"},

@@ -230,6 +230,8 @@ class RunConfig:
     """Deterministic kernels. On the CPU a run is bit-exact without it; on a GPU only with it."""
     resume: str = "auto"
     """``auto`` continues the run in ``output`` when there is one; ``never`` refuses to; or a checkpoint's path."""
+    plan: Literal["refuse", "warn", "off"] = "refuse"
+    """Before weights are loaded on a card: refuse what the memory forecast says cannot fit, warn, or do not ask."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -258,6 +260,11 @@ def load_run_config(arguments: Sequence[str]) -> RunConfig:
     values["recipe"] = name
     values.setdefault("output", str(Path(os.environ.get("VLA_FT_RUNS", "runs")) / name))
     return run_config_from_dict(values)
+
+
+def recipe_value(recipe: str | None, key: str) -> Any:
+    """What a recipe says for a dotted key; None when it says nothing. Raises UserError for an unknown recipe."""
+    return OmegaConf.select(_read_recipe(recipe or DEFAULT_RECIPE), key)
 
 
 def run_config_from_dict(values: dict[str, Any]) -> RunConfig:

@@ -41,6 +41,15 @@ def target_of(card: str | None, cards: int | None, gpus: Gpus | None = None, tab
     return Target(known.name, known.memory_gib, cards or 1, known.bf16)
 
 
+def visible_target(cards: int) -> Target:
+    """The smallest card that torch sees, for a run of ``cards`` processes."""
+    import torch
+
+    every = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    smallest = min(every, key=lambda device: device.total_memory)
+    return Target(smallest.name, smallest.total_memory / 2**30, cards, smallest.major >= 8)
+
+
 def _local(cards: int | None, gpus: Gpus, table: Table) -> Target:
     if not gpus.devices:
         raise UserError(

@@ -47,8 +47,8 @@ class Forecast:
         allocated, whole = self.peak.total / GIB, self.needed / GIB
         verdict = "fits" if self.fits(target) else "does not fit"
         text = (
-            f"{verdict}: {allocated:.2f} GiB allocated at its fullest (in {self.peak.phase}), {whole:.2f} with the margin, "
-            f"on {target.name} with {target.memory_gib:.1f} GiB"
+            f"{verdict}: {allocated:.2f} GiB allocated at its fullest (in {self.peak.phase}), {whole:.2f} with the "
+            f"margin, on {target.name} with {target.memory_gib:.1f} GiB"
         )
         why = explain(self.states, target.memory_gib, self.setup.world_size, self.parameters)
         return f"{text}. {why}" if why else text
@@ -84,7 +84,12 @@ class Planner:
     """
 
     def __init__(
-        self, description: DatasetDescription, *, card: bool = True, build: Build | None = None, local: int | None = None
+        self,
+        description: DatasetDescription,
+        *,
+        card: bool = True,
+        build: Build | None = None,
+        local: int | None = None,
     ) -> None:
         self.description, self.card, self.local = description, card, local
         self._build = build
@@ -101,7 +106,8 @@ class Planner:
         frozen_dtype = "fp32" if compute == "fp32" else config.frozen_dtype
         key = (
             compute, frozen_dtype, config.activation_checkpointing, config.batch.per_device,
-            min(2, config.batch.accumulation), config.optimizer.kernel, config.freeze, repr(config.lora), repr(config.model),
+            min(2, config.batch.accumulation), config.optimizer.kernel, config.freeze, repr(config.lora),
+            repr(config.model),
             config.ema is not None, config.optimizer.clip_grad_norm is None,
         )  # fmt: skip
         if key not in self._traces:

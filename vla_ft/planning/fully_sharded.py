@@ -112,7 +112,13 @@ class _Walk:
         whole = self.units[ROOT].gathered
         reducing = self.units[self._done[-2]].reduced if unit != ROOT and len(self._done) > 1 else 0.0
         if unit == ROOT:
-            waiting = self.order[-1] if not self._done and self.order else self._before.get(self._done[-1], ROOT) if self._done else ROOT
+            waiting = (
+                self.order[-1]
+                if not self._done and self.order
+                else self._before.get(self._done[-1], ROOT)
+                if self._done
+                else ROOT
+            )
             reducing = self.units[self._done[-1]].reduced if self._done else 0.0
             return whole + self._early(waiting) + reducing
         return whole + self.units[unit].gathered + self._early(self._before.get(unit, ROOT)) + reducing

@@ -17,7 +17,7 @@ from vla_ft.policies.base import Batch
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
-from vla_ft.training.preparation import prepare_model
+from vla_ft.training.preparation import prepare_blocks, prepare_model
 from vla_ft.training.update import update
 
 
@@ -42,7 +42,8 @@ def measure_step(config: RunConfig, description: DatasetDescription, engine: Eng
     engine = engine or Engine(config, torch.device("cpu"))
     with torch.device("cpu" if engine.builds_real else "meta"):
         model = load_policy(config.policy).build_model(config.model, description)
-        prepare_model(model, config, engine.device)
+        prepare_model(model, config)
+        prepare_blocks(model, config, engine.device)
     engine.wrap(model)
     del model
     run = imagined_run(config, description, engine)

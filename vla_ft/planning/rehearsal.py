@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,13 +24,13 @@ from torch.utils._pytree import tree_iter
 from vla_ft.config import RunConfig
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.planning.allocation import CUDA_GRANULE, AllocationLog, Events, Kind, Phase
-from vla_ft.planning.card_rules import CardRules
-from vla_ft.planning.workspaces import card_workspace, cpu_workspace
+from vla_ft.planning.card_rules import card_rules
 from vla_ft.planning.imagined import collate_one, imagined_run, widen
+from vla_ft.planning.workspaces import card_workspace, cpu_workspace
 from vla_ft.policies.base import Batch, Model
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.engines import Engine
-from vla_ft.training.preparation import prepare_model
+from vla_ft.training.preparation import prepare_blocks, prepare_model
 from vla_ft.training.update import update
 
 Compute = Literal["fp32", "autocast", "bf16"]
@@ -109,7 +110,7 @@ def rehearse(
         if batches is None:
             batches = [widen(sample, config.batch.per_device) for _ in range(config.batch.accumulation)]
         if card:
-            stack.enter_context(CardRules())
+            stack.enter_context(card_rules())
         for remove in _mark(model, engine, log, weights):
             stack.callback(remove)
         log.record()
@@ -181,16 +182,35 @@ def traceable(config: RunConfig, compute: Compute, card: bool) -> RunConfig:
     )
 
 
-def prepared(
-    config: RunConfig, description: DatasetDescription, compute: Compute, build: Build | None = None
-) -> Model:
+def prepared(config: RunConfig, description: DatasetDescription, compute: Compute, build: Build | None = None) -> Model:
     """The run's model with its adapters, frozen parts and types; under ``bf16`` every weight is a bfloat16."""
-    built = build() if build else load_policy(config.policy).build_model(config.model, description)
-    prepare_model(built, config, torch.device("cpu"))
+    with _conversions_in_place():
+        built = build() if build else load_policy(config.policy).build_model(config.model, description)
+        prepare_model(built, config)
+        prepare_blocks(built, config, torch.device("cpu"))
     if compute == "bf16":
         for parameter in built.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     return built
+
+
+@contextlib.contextmanager
+def _conversions_in_place() -> Iterator[None]:
+    """Let ``Module.to`` set the data of fake parameters: torch would swap them, which their weak references forbid."""
+
+    def apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        for child in module.children() if recurse else ():
+            child._apply(function)
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                parameter.data = function(parameter.data)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = function(buffer)
+        return module
+
+    with unittest.mock.patch.object(nn.Module, "_apply", apply):
+        yield
 
 
 def _states(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -206,9 +226,7 @@ def _weights(model: Model) -> Iterator[Weight]:
         yield Weight(name, tuple(p.shape), p.requires_grad, units.get(id(p), -1), parts.get(id(p), ""))
 
 
-def _mark(
-    model: Model, engine: Engine, log: AllocationLog, weights: Sequence[Weight]
-) -> Iterator[Callable[[], None]]:
+def _mark(model: Model, engine: Engine, log: AllocationLog, weights: Sequence[Weight]) -> Iterator[Callable[[], None]]:
     """Tell the log where the step is. Yields what removes each hook."""
 
     def phase(value: Phase, *_: Any) -> None:

@@ -46,11 +46,6 @@ class Option:
         """The overrides, ready to paste."""
         return " ".join(self.overrides)
 
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """First what leaves the maths alone, then what costs least."""
-        return self.changes_maths, self.cost
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -69,37 +64,42 @@ class Plan:
 
 
 def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
-    """Forecast every combination of engine, precision, optimizer, offload and checkpointing on ``target``.
+    """Forecast the sensible combinations of engine, precision, optimizer, offload and checkpointing on ``target``.
 
-    Combinations that the compatibility table refuses are left out. Traces are shared between them.
+    Combinations that the compatibility table refuses are left out, and those that add a further change to one that
+    fits already. Traces are shared between the rest. Other methods are looked at when the asked one does not fit.
     """
-    options = sorted(_options(config, planner, target), key=lambda option: option.rank)
+    options = _options(config, planner, target)
     asked = next((option for option in options if not option.overrides), None)
     fitting = [option for option in options if option.forecast.fits(target)]
     recommended = asked if asked is not None and asked in fitting else next(iter(fitting), None)
-    alternatives = tuple(_alternatives(config, planner, target))
+    alternatives = () if asked in fitting else tuple(_alternatives(config, planner, target))
     if recommended is None:
         recommended = _smaller_batch(config, planner, target, options)
     largest = largest_batch(recommended, planner, target) if recommended else 0
     return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced)
 
 
-def _options(config: RunConfig, planner: Planner, target: Target) -> Iterator[Option]:
-    seen = set()
+def _options(config: RunConfig, planner: Planner, target: Target) -> list[Option]:
+    """In order of preference."""
+    candidates = {}
     for changes in _changes(config, target):
         changed = _apply(config, changes)
         setup = setup_of(changed, target, planner)
         key = (setup, changed.activation_checkpointing)
-        if key in seen or refusals(setup):
+        if key not in candidates and not refusals(setup):
+            words = _words(config, changed)
+            rank = (_changes_maths(config, changed), _cost(changed, setup) if words else -1)
+            candidates[key] = (rank, words, changed, setup)
+    options: list[Option] = []
+    for (changes_maths, cost), words, changed, setup in sorted(candidates.values(), key=lambda entry: entry[0]):
+        if any(o.overrides and set(o.overrides) < set(words) and o.forecast.fits(target) for o in options):
             continue
-        seen.add(key)
-        yield Option(
-            config=changed,
-            overrides=_words(config, changed),
-            changes_maths=_changes_maths(config, changed),
-            cost=_cost(changed, setup) if _words(config, changed) else -1,
-            forecast=planner.forecast(changed, setup),
-        )
+        if len(words) > 1 and options and not options[0].overrides and options[0].forecast.fits(target):
+            continue
+        forecast = planner.forecast(changed, setup)
+        options.append(Option(changed, words, changes_maths, cost, forecast))
+    return options
 
 
 def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
@@ -127,7 +127,9 @@ def _apply(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
         return config
     name = changes.pop("optimizer")
     # The forecast of an alternative takes the kernel that holds no copies.
-    kernel = config.optimizer.kernel if name == config.optimizer.name and config.optimizer.kernel != "foreach" else "auto"
+    kernel = (
+        config.optimizer.kernel if name == config.optimizer.name and config.optimizer.kernel != "foreach" else "auto"
+    )
     if name == "adamw8bit" or changes["precision"] in ("bf16_kahan", "bf16_stochastic"):
         kernel = "auto"
     frozen = config.frozen_dtype
@@ -244,7 +246,7 @@ def _has_linear(planner: Planner, part: str, config: RunConfig, target: Target) 
 
 
 def _smaller_batch(config: RunConfig, planner: Planner, target: Target, options: list[Option]) -> Option | None:
-    """Where nothing fits with the batch per device that was asked for: the same global batch in more, smaller pieces."""
+    """Where nothing fits with the batch per device as asked: the same global batch in more, smaller pieces."""
     for option in options:
         largest = largest_batch(option, planner, target)
         whole = option.config.batch.per_device * option.config.batch.accumulation

@@ -126,8 +126,8 @@ def explain(held: Bytes, card_gib: float, cards: int, parameters: Sequence[int])
     shown = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items() if value)
     return (
         f"{weights} need {held.total / GIB:.1f} GiB on each of {cards} card(s) before the first sample is seen "
-        f"({shown}), and a card has {card_gib:.1f}. None of this depends on the batch: a smaller batch.per_device frees "
-        "activations alone, so it cannot help. What helps is fewer bytes a weight (optimizer.name=adamw8bit, "
+        f"({shown}), and a card has {card_gib:.1f}. None of this depends on the batch: a smaller batch.per_device "
+        "frees activations alone, so it cannot help. What helps is fewer bytes a weight (optimizer.name=adamw8bit, "
         "precision=bf16_kahan), more cards to share them, host memory (offload=all), or fewer trained weights "
         "(freeze, lora)."
     )

@@ -1,4 +1,4 @@
-"""What kernels allocate for themselves while they run, where torch's allocator sees it: not in an operation's result."""
+"""What kernels allocate for themselves while they run: torch's allocator sees it, an operation's result does not."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO: flat weights, a float32 master copy in the optimizer's share, buckets that gradients go through.
 
-Read off DeepSpeed 0.19.8 (``stage_1_and_2.py``, ``stage3.py``); held against the allocator on the CPU for stages 1 and 2.
+Read off DeepSpeed 0.19.8 (``stage_1_and_2.py``, ``stage3.py``).
 """
 
 from __future__ import annotations
