@@ -132,5 +132,5 @@ ROUNDING_BYTES = {"bf16_stochastic": 18, "bf16_kahan": 16}
 weight, or the weight cast to take it off again."""
 EIGHT_BIT_THROUGH_FLOAT = 14
 """The same under 8-bit AdamW: float32 weight and gradient, random bits, rounded weight."""
-EIGHT_BIT_ON_CPU = 24
+EIGHT_BIT_ON_CPU = 20
 """bitsandbytes' CPU form works on whole float32 tensors (measured); its CUDA kernels hold none."""
