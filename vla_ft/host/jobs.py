@@ -48,6 +48,11 @@ def export(arguments: Sequence[str]) -> Job:
     return Job("vla_ft", ("export", *arguments), in_clone=False)
 
 
+def plan(arguments: Sequence[str]) -> Job:
+    """A memory forecast; it needs no card."""
+    return Job("vla_ft", ("plan", *arguments), service="plan", in_clone=False)
+
+
 def record(arguments: Sequence[str]) -> Job:
     """Demonstrations from the simulator."""
     return Job("vla_ft", ("record", *arguments), extra="sim", in_clone=False)
