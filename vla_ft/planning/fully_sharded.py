@@ -61,10 +61,7 @@ def overlay_fully_sharded(trace: Trace, setup: Setup, held: Bytes) -> Moments:
     rows = [walk.at(phase, unit) for phase, unit in zip(events.phase, events.unit, strict=True)]
     buffers, finished = (np.array(column) for column in zip(*rows, strict=True))
     base = plain(trace, setup, held, None)
-    share = 1 / setup.shard_group
-    base.temporaries[-1] = step_temporaries(trace, setup) * (
-        share if setup.precision in ("fp32", "bf16") else 1.0 * share
-    )
+    base.temporaries[-1] = step_temporaries(trace, setup) / setup.shard_group
     gradients = events.unit_gradients + events.root_gradients
     buffers = buffers + np.where(events.phase == Phase.BACKWARD, gradients, 0)
     found = replace(
@@ -73,7 +70,7 @@ def overlay_fully_sharded(trace: Trace, setup: Setup, held: Bytes) -> Moments:
         buffers=np.append(buffers, 0.0),
     )
     found = _with_reductions(found, events, walk)
-    return _offloaded(found, setup) if setup.offload == "all" else found
+    return _offloaded(found, units, setup) if setup.offload == "all" else found
 
 
 class _Walk:
@@ -183,10 +180,12 @@ def _with_reductions(found: Moments, events: Events, walk: _Walk) -> Moments:
     return Moments(**columns)
 
 
-def _offloaded(found: Moments, setup: Setup) -> Moments:
-    """Shards, reduced gradients, optimizer and average wait on the host; the step runs there."""
+def _offloaded(found: Moments, units: dict[int, Unit], setup: Setup) -> Moments:
+    """Shards, reduced gradients, optimizer and average wait on the host, and the step runs there. A unit's shard
+    comes over, and is cast, before it is gathered."""
     keep = found.phase != Phase.STEP
     columns = {name: array[keep] for name, array in vars(found).items()}
     for name in ("weights", "gradients", "optimizer", "average"):
         columns[name] = np.zeros_like(columns[name])
+    columns["buffers"] = columns["buffers"] + max(u.shard + u.gathered / setup.shard_group for u in units.values())
     return Moments(**columns)

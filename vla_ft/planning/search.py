@@ -213,23 +213,18 @@ def _alternatives(config: RunConfig, planner: Planner, target: Target) -> Iterat
 
 
 def _alternative(config: RunConfig, planner: Planner, target: Target, method: str, **changes: Any) -> Iterator[Option]:
-    """The cheapest ways of one method that fit, or the smallest that does not."""
-    changed = dataclasses.replace(config, **changes)
-    found = []
-    for more in ({}, {"engine": "fsdp2"}, {"engine": "fsdp2", "activation_checkpointing": True}):
-        one = dataclasses.replace(changed, **more)
-        setup = setup_of(one, target, planner)
-        if refusals(setup) or (more and target.cards == 1 and "activation_checkpointing" not in more):
-            continue
-        if target.cards == 1 and more:
-            one = dataclasses.replace(changed, activation_checkpointing=True)
-            setup = setup_of(one, target, planner)
-        forecast = planner.forecast(one, setup)
-        found.append(Option(one, _words(config, one), True, _cost(one, setup), forecast, method))
-        if forecast.fits(target):
-            break
-    if found:
-        yield min(found, key=lambda option: (not option.forecast.fits(target), option.forecast.needed))
+    """The first of a few ways of one method that fits, or the smallest that does not."""
+    ways: list[dict[str, Any]] = [{}, {"activation_checkpointing": True}]
+    if target.cards > 1:
+        ways = [{}, {"engine": "fsdp2"}, {"engine": "fsdp2", "activation_checkpointing": True}]
+    found: list[Option] = []
+    for way in ways:
+        changed = dataclasses.replace(config, **changes, **way)
+        setup = setup_of(changed, target, planner)
+        if not refusals(setup) and not (found and found[-1].forecast.fits(target)):
+            forecast = planner.forecast(changed, setup)
+            found.append(Option(changed, _words(config, changed), True, _cost(changed, setup), forecast, method))
+    yield from sorted(found, key=lambda option: (not option.forecast.fits(target), option.forecast.needed))[:1]
 
 
 def _trained_by_part(config: RunConfig, planner: Planner, target: Target) -> dict[str, int]:
