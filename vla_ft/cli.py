@@ -143,7 +143,8 @@ def _plan(arguments: Sequence[str]) -> int:
         write_json(request.output / PLAN, plan_as_data(found))
         asked = request.config
         title = f"{asked.recipe} on {found.target.cards} x {found.target.name}, batch {asked.batch.per_device} a device"
-        draw_memory(bars(found), found.target.memory_gib, title, request.output / "plan.png")
+        best = found.recommended.line or "as asked" if found.recommended else ""
+        draw_memory(bars(found), found.target.memory_gib, title, request.output / "plan.png", best)
     return 0 if found.recommended is not None else 1
 
 

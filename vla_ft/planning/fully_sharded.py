@@ -106,19 +106,16 @@ class _Walk:
         return whole + waiting + (self.units[unit].gathered if unit != ROOT else 0.0)
 
     def _backward(self, unit: int) -> float:
-        whole = self.units[ROOT].gathered
-        reducing = self.units[self._done[-2]].reduced if unit != ROOT and len(self._done) > 1 else 0.0
-        if unit == ROOT:
-            waiting = (
-                self.order[-1]
-                if not self._done and self.order
-                else self._before.get(self._done[-1], ROOT)
-                if self._done
-                else ROOT
-            )
-            reducing = self.units[self._done[-1]].reduced if self._done else 0.0
-            return whole + self._early(waiting) + reducing
-        return whole + self.units[unit].gathered + self._early(self._before.get(unit, ROOT)) + reducing
+        before = self._done[:-1] if unit != ROOT else self._done
+        reducing = self.units[before[-1]].reduced if before else 0.0
+        own = self.units[unit].gathered if unit != ROOT else 0.0
+        return self.units[ROOT].gathered + own + self._early(self._coming(unit)) + reducing
+
+    def _coming(self, unit: int) -> int:
+        """The unit that is gathered early while ``unit`` is differentiated."""
+        if unit == ROOT and not self._done:
+            return self.order[-1] if self.order else ROOT
+        return self._before.get(unit if unit != ROOT else self._done[-1], ROOT)
 
     def _early(self, unit: int) -> float:
         return 0.0 if unit == ROOT or self.alone else self.units[unit].gathered

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vla_ft.checkpoints import write_json
@@ -29,7 +30,7 @@ def print_plan(console: Console, found: Plan) -> None:
     for name in ("weights", "grads", "optim.", "EMA", "activ.", "temp.", "engine", "margin", "needs", "host", "fits"):
         table.add_column(name, justify="right")
     for option in found.options:
-        _add(table, option, target, option.line or "(as asked)")
+        _add(table, option, target, escape(option.line) or "(as asked)")
     console.print(table)
     if found.alternatives:
         other = Table(title="Other methods: they train something else than what was asked for")
@@ -39,10 +40,10 @@ def print_plan(console: Console, found: Plan) -> None:
             other.add_column(name, justify="right")
         for option in found.alternatives:
             fits = "yes" if option.forecast.fits(target) else "no"
-            other.add_row(option.method, option.line, f"{option.forecast.needed / GIB:.1f}", fits)
+            other.add_row(option.method, escape(option.line), f"{option.forecast.needed / GIB:.1f}", fits)
         console.print(other)
     for line in sentences(found):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _add(table: Table, option: Option, target: Target, label: str) -> None:
