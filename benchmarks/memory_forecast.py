@@ -1,6 +1,6 @@
 """Forecast against allocator, and what tracing itself costs. Writes benchmarks/results/memory_forecast.json.
 
-OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support:tests/planning python benchmarks/memory_forecast.py
+OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support python benchmarks/memory_forecast.py
 """
 
 from __future__ import annotations
@@ -49,26 +49,18 @@ def single(case: str) -> dict[str, Any]:
 
 def two_processes() -> list[dict[str, Any]]:
     """DDP and FSDP2, the fuller of two processes."""
-    import measured_engines
-    from test_engines_against_the_allocator import CASES, WORLD
+    from measured_engines import CASES, WORLD, measure_cases
+    from measured_engines import SMALL as SHARED
 
     with tempfile.TemporaryDirectory() as folder:
-        shared = {**os.environ, "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1"}
-        command = [sys.executable, measured_engines.__file__, folder, *CASES]
-        processes = [
-            subprocess.Popen(command, env={**shared, "MASTER_PORT": "29517", "RANK": str(r), "LOCAL_RANK": str(r)})
-            for r in range(WORLD)
-        ]
-        for process in processes:
-            process.wait()
-        peaks = [json.loads((Path(folder) / f"rank{rank}.json").read_text()) for rank in range(WORLD)]
+        peaks = measure_cases(Path(folder))
     rows = []
     for case in CASES:
-        config = load_run_config([*measured_engines.SMALL, *case.split(",")])
+        config = load_run_config([*SHARED, *case.split(",")])
         setup = Setup.of(config, WORLD, WORLD)
         trace = rehearse(config, describe(config), compute=compute_of(setup), card=False)
         foreseen = moments(trace, setup, ema=config.ema is not None).peak()
-        rows.append(_row(case, foreseen.total, max(one[case] for one in peaks), foreseen.phase))
+        rows.append(_row(case, foreseen.total, peaks[case], foreseen.phase))
     return rows
 
 
@@ -110,7 +102,7 @@ def main() -> None:
         for name in ("ACT", "7B transformer")
     ]
     result = {
-        "command": "OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support:tests/planning python benchmarks/memory_forecast.py",
+        "command": "OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support python benchmarks/memory_forecast.py",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU, load {os.getloadavg()[0]:.1f} by other jobs",
         "torch": torch.__version__,
         "truth": "states counted, and the highest running sum of the CPU allocator's events over the second real step",
