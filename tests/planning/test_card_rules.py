@@ -19,7 +19,8 @@ def saved(function):
 
 
 @pytest.mark.parametrize(
-    "function", [lambda x: F.layer_norm(x, x.shape[-1:]), lambda x: x.softmax(-1), lambda x: x**2, torch.exp]
+    "function",
+    [lambda x: F.layer_norm(x, x.shape[-1:]), lambda x: x.softmax(-1), lambda x: x**2, lambda x: torch.exp(x)],
 )
 def test_cuda_autocast_keeps_these_in_float32(function):
     x = torch.ones(2, 4, dtype=torch.bfloat16)

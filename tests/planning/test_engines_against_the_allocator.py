@@ -7,6 +7,7 @@ from measured_engines import CASES, SMALL, WORLD, measure_cases
 
 from vla_ft.config import load_run_config
 from vla_ft.planning.forecast import compute_of
+from vla_ft.planning.fully_sharded import units_of
 from vla_ft.planning.imagined import describe
 from vla_ft.planning.overlay import moments
 from vla_ft.planning.rehearsal import rehearse
@@ -27,4 +28,7 @@ def test_within_three_per_cent(peaks, case):
     setup = Setup.of(config, WORLD, WORLD)
     trace = rehearse(config, describe(config), compute=compute_of(setup), card=False)
     foreseen = moments(trace, setup, ema=config.ema is not None).peak()
-    assert foreseen.total == pytest.approx(peaks[case], rel=TOLERANCE), str(foreseen)
+    # gloo reduces a copy, and its threads let go of that when they get to it: on a busy machine the next block's
+    # backward pass still meets it, on an idle one not. Cards have no such copy.
+    late = max(unit.reduced for unit in units_of(trace, setup).values()) if setup.engine == "fsdp2" else 0.0
+    assert foreseen.total * (1 - TOLERANCE) <= peaks[case] <= (foreseen.total + late) * (1 + TOLERANCE), str(foreseen)

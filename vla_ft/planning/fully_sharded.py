@@ -57,7 +57,7 @@ def overlay_fully_sharded(trace: Trace, setup: Setup, held: Bytes) -> Moments:
     units = units_of(trace, setup)
     events = _in_step(trace.events)
     order = _order(events)
-    walk = _Walk(units, order, setup)
+    walk = _Walk(units, order, setup, trace.card)
     rows = [walk.at(phase, unit) for phase, unit in zip(events.phase, events.unit, strict=True)]
     buffers, finished = (np.array(column) for column in zip(*rows, strict=True))
     base = plain(trace, setup, held, None)
@@ -76,8 +76,8 @@ def overlay_fully_sharded(trace: Trace, setup: Setup, held: Bytes) -> Moments:
 class _Walk:
     """What FSDP2 holds as the step goes from block to block."""
 
-    def __init__(self, units: dict[int, Unit], order: list[int], setup: Setup) -> None:
-        self.units, self.order, self.setup = units, order, setup
+    def __init__(self, units: dict[int, Unit], order: list[int], setup: Setup, card: bool) -> None:
+        self.units, self.order, self.setup, self.card = units, order, setup, card
         self.alone = setup.shard_group == 1
         self._last = ROOT
         self._before = {unit: order[place - 1] for place, unit in enumerate(order) if place}
@@ -132,6 +132,8 @@ class _Walk:
         output = own.reduced / self.setup.shard_group
         if self.setup.precision in ("bf16_stochastic", "bf16_kahan"):
             output += own.gradient  # the reduced gradient in the type of the shard
+        if not self.card:
+            output += own.reduced  # gloo reduces a copy
         early = self._early(self._before.get(unit, ROOT)) if unit != ROOT else 0.0
         return whole + early + own.reduced + output, self._kept or sum(self.units[one].gradient for one in done)
 
