@@ -72,6 +72,7 @@ def tracing(name: str) -> dict[str, Any]:
         from imagined_models import seven_billion
 
         build = seven_billion
+        config = load_run_config(["recipe=act-mock", "precision=bf16", "batch.per_device=4", "model.chunk_size=512"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.perf_counter()
     trace = Planner(describe(config), build=build).trace(config, Setup.of(config, 1, 1))
