@@ -23,12 +23,13 @@ def peaks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_within_three_per_cent(peaks, case):
+def test_within_three_per_cent_but_for_gloos_copy(peaks, case):
     config = load_run_config([*SMALL, *case.split(",")])
     setup = Setup.of(config, WORLD, WORLD)
     trace = rehearse(config, describe(config), compute=compute_of(setup), card=False)
     foreseen = moments(trace, setup, ema=config.ema is not None).peak()
-    # gloo reduces a copy, and its threads let go of that when they get to it: on a busy machine the next block's
-    # backward pass still meets it, on an idle one not. Cards have no such copy.
-    late = max(unit.reduced for unit in units_of(trace, setup).values()) if setup.engine == "fsdp2" else 0.0
-    assert foreseen.total * (1 - TOLERANCE) <= peaks[case] <= (foreseen.total + late) * (1 + TOLERANCE), str(foreseen)
+    # gloo reduces a copy, and its threads let go of that when they get to it: the same case gives peaks that differ by
+    # one such buffer from run to run. Cards have no such copy.
+    copy = max(unit.reduced for unit in units_of(trace, setup).values()) if setup.engine == "fsdp2" else 0.0
+    low, high = foreseen.total * (1 - TOLERANCE) - copy, (foreseen.total + copy) * (1 + TOLERANCE)
+    assert low <= peaks[case] <= high, str(foreseen)
