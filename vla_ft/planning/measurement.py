@@ -85,4 +85,5 @@ def _changes(recorded: profile) -> list[int]:
     """Bytes of each allocation (above 0) and release of CPU memory, in the order of time."""
     assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    ordered = sorted(events, key=lambda event: event.start_ns())
+    return [event.nbytes() for event in ordered]  # type: ignore[attr-defined]
