@@ -35,7 +35,11 @@ def test_overrides_reach_their_field():
         (["data.wokers=1"], "Unknown key 'data.wokers'. Did you mean 'data.workers'?"),
         (["ema.decai=0.9"], "Unknown key 'ema.decai'. Did you mean 'ema.decay'?"),
         (["policy=pizerro"], "Unknown policy 'pizerro'"),
-        (["precision=bf61"], "Key 'precision' is 'bf61': input should be 'fp32' or 'bf16'. Did you mean 'bf16'?"),
+        (
+            ["precision=bf61"],
+            "Key 'precision' is 'bf61': input should be 'fp32', 'bf16', 'bf16_stochastic' or 'bf16_kahan'."
+            " Did you mean 'bf16'?",
+        ),
         (["steps=0"], "Key 'steps' is 0: input should be greater than 0"),
         (["steps=many"], "Key 'steps' is 'many'"),
         (["steps"], "Cannot read 'steps': expected key=value"),

@@ -12,8 +12,10 @@ from vla_ft.errors import UserError
 FORMAT = 1
 LATEST = "latest"
 MANIFEST = "manifest.json"
-WEIGHTS = "model.safetensors"
-AVERAGE = "ema.safetensors"
+WEIGHTS = "model"
+AVERAGE = "ema"
+OPTIMIZER = "optimizer"
+"""Sets of tensors: ``NAME.safetensors``, or several files with ``NAME.safetensors.index.json`` (``tensor_stream``)."""
 CONFIGURATION = "config.json"
 DESCRIPTION = "description.json"
 STATISTICS = "statistics.json"

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vla_ft.data.mock import MockConfig
 from vla_ft.errors import UserError, nearest, unknown
@@ -29,6 +29,12 @@ _STRICT = ConfigDict(extra="forbid")
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+EngineName = Literal["auto", "single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
+Precision = Literal["fp32", "bf16", "bf16_stochastic", "bf16_kahan"]
+PlanAnswer = Annotated[
+    Literal["refuse", "warn", "off"],
+    BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads `off` as a boolean
+]
 T = TypeVar("T")
 
 
@@ -90,7 +96,11 @@ class OptimizerConfig:
 
     __pydantic_config__ = _STRICT
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    """``adamw8bit`` keeps both moments in 8 bits by blocks (Dettmers et al., 2022): 2 bytes a weight instead of 8."""
+    kernel: Literal["auto", "loop", "foreach", "fused"] = "auto"
+    """How ``adamw`` walks over the weights. ``foreach`` holds copies of all of them for the length of a step; ``auto``
+    is ``fused`` on a card and ``loop`` on the CPU, which hold none."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -120,6 +130,36 @@ class EmaConfig:
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     start_step: NotNegative = 0
     """Until then the average is a copy of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., 2021) in the linear layers of one named part; its own weights are frozen."""
+
+    __pydantic_config__ = _STRICT
+
+    rank: Positive = 32
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Numerator of the scale ``alpha / rank``; null means ``rank``, a scale of one."""
+    dropout: Fraction = 0.0
+    layers: str = ".*"
+    """Regular expression that a linear layer's name inside the model must match to the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenFeaturesConfig:
+    """Frozen parts whose outputs are computed once, kept on disk and read instead."""
+
+    __pydantic_config__ = _STRICT
+
+    parts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Parts that are frozen as well (``freeze``), such as ``[backbone]``."""
+    path: str | None = None
+    """Folder of the features, one sub-folder a part; runs may share it. null means ``<output>/features``."""
+    dtype: Literal["computed", "bfloat16", "float16"] = "computed"
+    """How they are stored: as computed, or rounded to two bytes a number, which changes the numbers of the run."""
+    shard_mib: Annotated[float, Field(gt=0)] = 64.0
+    """Size of a file in MiB: what a killed computation has to do again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +222,28 @@ class RunConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """``bf16`` is autocast over float32 weights."""
+    engine: EngineName = "auto"
+    """How the processes share the work; ``auto`` is ``single`` for one process and ``ddp`` for several."""
+    shard_group: Positive | None = None
+    """``hsdp``: how many neighbouring processes hold one copy of the model together; null is one machine's."""
+    precision: Precision = "fp32"
+    """``bf16`` computes in bfloat16 over float32 weights; ``bf16_stochastic`` and ``bf16_kahan`` hold the trained
+    weights in bfloat16 too, and round updates at random without bias, or carry what rounding lost along (2 bytes)."""
+    frozen_dtype: Literal["fp32", "bf16"] = "fp32"
+    """How weights that are not trained are held."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What waits in host memory: the optimizer's state, or weights, gradients and state."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """``torch.compile`` block by block."""
+    lora: dict[str, LoraConfig] = field(default_factory=dict)
+    """Low-rank adapters by named part."""
     ema: EmaConfig | None = None
     freeze: tuple[str, ...] = ()
     """Named parts that get no gradient and no optimizer state."""
+    frozen_features: FrozenFeaturesConfig | None = None
+    """Which frozen parts are run once over the data instead of in every step; null for none."""
     init: InitConfig = field(default_factory=InitConfig)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -196,6 +253,8 @@ class RunConfig:
     """Deterministic kernels. On the CPU a run is bit-exact without it; on a GPU only with it."""
     resume: str = "auto"
     """``auto`` continues the run in ``output`` when there is one; ``never`` refuses to; or a checkpoint's path."""
+    plan: PlanAnswer = "refuse"
+    """Before weights are loaded on a card: refuse what the memory forecast says cannot fit, warn, or do not ask."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -224,6 +283,11 @@ def load_run_config(arguments: Sequence[str]) -> RunConfig:
     values["recipe"] = name
     values.setdefault("output", str(Path(os.environ.get("VLA_FT_RUNS", "runs")) / name))
     return run_config_from_dict(values)
+
+
+def recipe_value(recipe: str | None, key: str) -> Any:
+    """What a recipe says for a dotted key; None when it says nothing. Raises UserError for an unknown recipe."""
+    return OmegaConf.select(_read_recipe(recipe or DEFAULT_RECIPE), key)
 
 
 def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
@@ -331,4 +395,4 @@ def _keys(kind: Any) -> list[str]:
     return names
 
 
-_NESTED = {"data": DataConfig, "ema": EmaConfig}
+_NESTED = {"data": DataConfig, "ema": EmaConfig, "frozen_features": FrozenFeaturesConfig}

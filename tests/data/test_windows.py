@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,9 @@ class Numbers(EpisodeReader):
 
     def fingerprint(self) -> str:
         return "numbers"
+
+    def sources(self) -> dict[str, Path]:
+        return {}
 
     def name_of(self, episode: int) -> str:
         return f"number {episode}"

@@ -38,6 +38,21 @@ class Collator(Protocol):
         """Normalise and stack samples; runs in the workers."""
 
 
+class FeatureSource(Protocol):
+    """Cached features of samples (``vla_ft.data.feature_store``)."""
+
+    def read(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """Tensors [B, ...] of samples (episode, step)."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The samples of a batch, and the cached features that go with them."""
+
+    samples: list[Sample]
+    features: Batch
+
+
 @dataclass(frozen=True)
 class Failure:
     """A user's mistake met in a worker, on its way to the main process, where it is raised in its own words."""
@@ -46,13 +61,20 @@ class Failure:
 
 
 class WindowDataset(Dataset[Sample]):
-    """Samples of a fixed list of windows. ``windows``: int64 [n], indices into ``index``."""
+    """Samples of a fixed list of windows. ``windows``: int64 [n], indices into ``index``; ``features`` come along."""
 
     def __init__(
-        self, reader: EpisodeReader, index: WindowIndex, window: WindowSpec, keys: Sequence[str], windows: np.ndarray
+        self,
+        reader: EpisodeReader,
+        index: WindowIndex,
+        window: WindowSpec,
+        keys: Sequence[str],
+        windows: np.ndarray,
+        features: FeatureSource | None = None,
     ) -> None:
         self.reader, self.index, self.window, self.keys = reader, index, window, tuple(keys)
         self.windows = windows
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -64,10 +86,12 @@ class WindowDataset(Dataset[Sample]):
     def __getitem__(self, number: int) -> Sample:
         return self._read(*self.resolve([number])[0])
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[Sample] | Failure:
+    def __getitems__(self, numbers: Sequence[int]) -> Fetched | Failure:
         """The samples of a batch (torch's fetcher calls this)."""
         try:
-            return [self._read(episode, step) for episode, step in self.resolve(numbers)]
+            places = self.resolve(numbers)
+            samples = [self._read(episode, step) for episode, step in places]
+            return Fetched(samples, self.features.read(places) if self.features is not None else {})
         except UserError as error:
             return Failure(str(error))
 
@@ -84,9 +108,15 @@ class TrainingStream(WindowDataset):
     """Samples by global position, endless: sample i of epoch e is the window that ``shuffled`` puts there."""
 
     def __init__(
-        self, reader: EpisodeReader, index: WindowIndex, window: WindowSpec, keys: Sequence[str], seed: int
+        self,
+        reader: EpisodeReader,
+        index: WindowIndex,
+        window: WindowSpec,
+        keys: Sequence[str],
+        seed: int,
+        features: FeatureSource | None = None,
     ) -> None:
-        super().__init__(reader, index, window, keys, np.empty(0, dtype=np.int64))
+        super().__init__(reader, index, window, keys, np.empty(0, dtype=np.int64), features)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -133,16 +163,16 @@ class _Planned:
 
 
 class _Collate:
-    """The processor's collation, in the worker; it lets failures pass."""
+    """The processor's collation, in the worker, joined by cached features; it lets failures pass."""
 
     def __init__(self, processor: Collator) -> None:
         self.processor = processor
 
-    def __call__(self, samples: list[Sample] | Failure) -> Batch | Failure:
-        if isinstance(samples, Failure):
-            return samples
+    def __call__(self, fetched: Fetched | Failure) -> Batch | Failure:
+        if isinstance(fetched, Failure):
+            return fetched
         try:
-            return self.processor.collate(samples)
+            return {**self.processor.collate(fetched.samples), **fetched.features}
         except UserError as error:
             return Failure(str(error))
 
@@ -160,16 +190,17 @@ def build_loader(
     prefetch: int = 2,
     pin_memory: bool = False,
     start_method: str | None = None,
+    features: FeatureSource | None = None,
 ) -> Loader:
     """Batches of this rank from global position ``start``, collated by ``processor``: ``plan.accumulation`` batches of
     ``plan.per_device`` samples an optimizer step, endless unless ``steps`` optimizer steps are asked for.
 
     The stream runs on over epochs and drops nothing; after an optimizer step the position grows by
     ``plan.global_batch``, whatever the workers have read ahead. ``len(loader.dataset)`` is the number of windows of an
-    epoch. Raises UserError when the dataset lacks what the processor needs.
+    epoch. ``features`` join the batches. Raises UserError when the dataset lacks what the processor needs.
     """
     index = _index(reader, episodes, processor)
-    dataset = TrainingStream(reader, index, processor.window, processor.keys, seed)
+    dataset = TrainingStream(reader, index, processor.window, processor.keys, seed, features)
     options = _options(processor, workers, prefetch, pin_memory, start_method)
     return Loader(dataset, batch_sampler=_Planned(plan, start, steps), **options)
 
@@ -187,6 +218,7 @@ def build_validation_loader(
     prefetch: int = 2,
     pin_memory: bool = False,
     start_method: str | None = None,
+    features: FeatureSource | None = None,
 ) -> Loader:
     """Finite batches over ``windows`` evenly spaced windows of held-out episodes (all by default), the same every time.
 
@@ -195,9 +227,31 @@ def build_validation_loader(
     """
     index = _index(reader, episodes, processor)
     chosen = evenly_spaced(len(index), windows)[rank::world]
-    dataset = WindowDataset(reader, index, processor.window, processor.keys, chosen)
+    dataset = WindowDataset(reader, index, processor.window, processor.keys, chosen, features)
     options = _options(processor, workers, prefetch, pin_memory, start_method)
     return Loader(dataset, batch_size=batch_size, shuffle=False, **options)
+
+
+def build_scan(
+    reader: EpisodeReader,
+    processor: Collator,
+    batches: Sequence[Sequence[int]],
+    *,
+    observation_steps: int,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> Loader:
+    """Given batches of row numbers, where rows are all steps of all episodes in the reader's order.
+
+    Samples have ``observation_steps`` steps, whatever the processor's window says. Raises UserError like
+    ``build_loader``.
+    """
+    index = _index(reader, np.arange(len(reader.lengths)), processor)
+    window = WindowSpec(observation_steps=observation_steps, action_horizon=processor.window.action_horizon)
+    dataset = WindowDataset(reader, index, window, processor.keys, np.arange(len(index), dtype=np.int64))
+    return Loader(
+        dataset, batch_sampler=[list(rows) for rows in batches], **_options(processor, workers, prefetch, False, None)
+    )
 
 
 def evenly_spaced(count: int, wanted: int | None) -> np.ndarray:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from vla_ft.checkpoints import AVERAGE, CONFIGURATION, DESCRIPTION, STATISTICS, WEIGHTS, find_checkpoint, verify
-from vla_ft.config import RunConfig, run_config_from_dict
+from vla_ft.checkpoints import STATISTICS, find_checkpoint, verify
+from vla_ft.config import RunConfig
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.deployment.weights import build_plain, load_trained, read_facts
 from vla_ft.devices import choose_device
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Model, Processor
@@ -41,15 +40,11 @@ class Predictor:
         """
         path = find_checkpoint(checkpoint)
         verify(path)
-        config = run_config_from_dict(json.loads((path / CONFIGURATION).read_text()))
-        description = DatasetDescription.from_json(json.loads((path / DESCRIPTION).read_text()))
+        config, description = read_facts(path)
         statistics = DatasetStatistics.load(path / STATISTICS)
         policy = load_policy(config.policy)
-        model = policy.build_model(config.model, description)
-        model.load_state_dict(load_file(path / WEIGHTS))
-        if (path / AVERAGE).is_file():
-            average = load_file(path / AVERAGE)  # of what was trained; the rest is the model's own
-            model.load_state_dict({**model.state_dict(), **average})
+        model = build_plain(config, description)
+        load_trained(model, path, config)
         processor = policy.build_processor(config.model, description, statistics)
         return cls(config, description, processor, model, choose_device(device))
 

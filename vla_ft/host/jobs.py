@@ -43,9 +43,19 @@ def train(arguments: Sequence[str]) -> Job:
     return Job("vla_ft", ("train", *arguments), service="train", in_clone=False)
 
 
+def export(arguments: Sequence[str]) -> Job:
+    """One file of weights from a checkpoint."""
+    return Job("vla_ft", ("export", *arguments), in_clone=False)
+
+
 def fetch(arguments: Sequence[str]) -> Job:
     """Published weights onto this machine; without arguments, the list of them."""
     return Job("vla_ft", ("fetch", *arguments), service="fetch", in_clone=False)
+
+
+def plan(arguments: Sequence[str]) -> Job:
+    """A memory forecast; it needs no card."""
+    return Job("vla_ft", ("plan", *arguments), service="plan", in_clone=False)
 
 
 def record(arguments: Sequence[str]) -> Job:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,6 +18,35 @@ from vla_ft.data.windows import WindowSpec
 Batch = dict[str, Tensor]
 """Tensors with the batch dimension first, ready for the model. Keys are the policy's own, but for two that every batch
 has: ``action`` float [B, horizon, A], normalised, and ``action_pad_mask`` bool [B, horizon], True where real."""
+
+
+FEATURE_PREFIX = "feature_"
+"""Batch keys of cached features are ``feature_<name>``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenFeatures:
+    """What a part of a model yields that need not be computed twice while the part is frozen.
+
+    ``scope`` says what a feature depends on. ``frame``: on one observation step alone. It is stored once a frame,
+    ``compute`` gets samples of one observation step, and a batch carries it as [B, T, ...] over the observation window,
+    oldest first (steps before the episode repeat its first frame, as all observations do). ``sample``: on the whole
+    sample (window, instruction), and a batch carries it as [B, ...].
+    """
+
+    module: str
+    """Path of the part inside the model (``vision.trunk``). It can be taken out when its features are cached."""
+    inputs: tuple[str, ...]
+    """Batch keys that this part reads."""
+    replaces: tuple[str, ...]
+    """Those of them that nothing but declared parts reads: they need not be loaded when the features are cached."""
+    outputs: tuple[str, ...]
+    """Batch keys of its features, which ``forward`` and ``sample`` use where they are present: ``feature_...``."""
+    scope: Literal["frame", "sample"]
+    compute: Callable[[Batch], dict[str, Tensor]]
+    """Features [B, ...] of a batch, by the keys of ``outputs``; shape and dtype are the same for every sample."""
+    settings: dict[str, str]
+    """What besides weights and inputs decides the numbers, such as image size and normalisation, in words."""
 
 
 @dataclass
@@ -46,8 +77,9 @@ class Model(nn.Module, ABC):
     def blocks(self) -> list[nn.Module]:
         """The repeated layers, in order: what sharding wraps and activation checkpointing recomputes."""
 
-    def frozen_features(self) -> dict[str, nn.Module]:
-        """Parts whose outputs may be computed once and cached when they are frozen, by name. None by default."""
+    def frozen_features(self) -> dict[str, FrozenFeatures]:
+        """Parts whose outputs may be computed once and cached when they are frozen, by the names of
+        ``parameter_groups``. None by default."""
         return {}
 
 
@@ -59,6 +91,14 @@ class Processor(ABC):
     keys: tuple[str, ...]
     """Observation keys it needs (``proprio``, ``image_<camera>``...), in its own order."""
     statistics: DatasetStatistics
+    random_keys: tuple[str, ...] = ()
+    """Batch keys whose values ``collate`` draws at random (augmented images): nothing computed from them is cached."""
+
+    def without(self, keys: Collection[str]) -> Processor:
+        """A copy that neither reads nor collates these batch keys: a cache holds what the model makes of them."""
+        narrowed = copy.copy(self)
+        narrowed.keys = tuple(key for key in self.keys if key not in keys)
+        return narrowed
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> Batch:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
+import torch
 
 from vla_ft.checkpoints import STATISTICS
 from vla_ft.config import RunConfig
+from vla_ft.data.feature_store import CachedFeatures
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.loading import Loader, build_loader, build_validation_loader
@@ -19,18 +21,19 @@ from vla_ft.data.order import BatchPlan, shuffled
 from vla_ft.data.split import EpisodeSplit, split_episodes
 from vla_ft.data.statistics import DatasetStatistics, cached_statistics, check_finite
 from vla_ft.data.windows import WindowIndex
-from vla_ft.errors import UserError
-from vla_ft.policies.base import Batch, Processor
+from vla_ft.policies.base import Batch, Model, Processor
 from vla_ft.policies.registry import load_policy
+from vla_ft.training.averages import Ema
+from vla_ft.training.collective import on_all, on_main
 from vla_ft.training.engines import Engine
-from vla_ft.training.optimizers import Ema, build_optimizer, freeze_parts
+from vla_ft.training.frozen_features import Cached, cache_features
+from vla_ft.training.preparation import prepare_blocks, prepare_model
 from vla_ft.training.randomness import seed_everything
 from vla_ft.training.state import TrainingState
 from vla_ft.weights.places import resolve
 
 MOCK = "mock"
 """``data.path`` that asks for mock demonstrations."""
-T = TypeVar("T")
 
 
 @dataclass
@@ -46,50 +49,85 @@ class Run:
     data_path: str
     global_batch: int
     weights: str
+    features: CachedFeatures | None = None
+    """What takes the place of frozen parts; ``processor`` then leaves their inputs out."""
+    features_note: str = "off"
 
 
-def assemble(config: RunConfig, engine: Engine, fresh: bool = True) -> Run:
+def assemble(
+    config: RunConfig, engine: Engine, start: Path | None = None, say: Callable[[str], None] = lambda _: None
+) -> Run:
     """Open the data, build the model with its starting weights on the engine's device, the optimizer. Collective.
 
-    A run that is not ``fresh`` takes its weights from its checkpoint: ``init`` is then not read.
+    A run that continues the checkpoint ``start`` takes its weights from there: ``init`` is then not read. ``say`` gets
+    lines on the progress of what takes long.
     """
     # A name that was not fetched is told before the data is read.
-    start = str(resolve(config.init.path)) if fresh and config.init.path is not None else None
+    published = str(resolve(config.init.path)) if start is None and config.init.path is not None else None
     reader, path = _open(config, engine)
     split = split_episodes(len(reader.lengths), fraction=config.data.validation_fraction, seed=config.seed)
     # One process reads the columns of the whole set; the others get its numbers, or its error.
-    statistics = _on_main(engine, lambda: _statistics(config, reader, split))
+    statistics = on_main(engine, lambda: _statistics(config, reader, split))
 
-    policy = load_policy(config.policy)
-    processor = policy.build_processor(config.model, reader.description, statistics)
-    seed_everything(config.seed, 0)  # the same fresh weights on every process
-    model = policy.build_model(config.model, reader.description)
-    weights = "fresh (random)" if fresh else "of the checkpoint"
-    if start is not None:
-        ledger = policy.load_weights(model, start, config.init.layout)
-        weights = str(ledger)
-    freeze_parts(model, config.freeze)
-    model.to(engine.device)
+    processor = load_policy(config.policy).build_processor(config.model, reader.description, statistics)
+    weights, cached = _hold_model(config, engine, reader, processor, start, published, say)
     seed_everything(config.seed, engine.rank)
     state = TrainingState(
         config=config,
         description=reader.description,
         statistics=statistics,
-        model=model,
-        optimizer=build_optimizer(model, config.optimizer),
-        ema=Ema(model, config.ema) if config.ema else None,
+        ema=Ema({name: engine.weights[name] for name in engine.trained}, config.ema) if config.ema else None,
+        left_out=cached.left_out,
     )
     return Run(
         state=state,
         reader=reader,
-        processor=processor,
+        processor=cached.processor,
         split=split,
         training_windows=WindowIndex(reader.lengths, split.training),
         validation_windows=WindowIndex(reader.lengths, split.validation),
         data_path=path,
         global_batch=config.batch.per_device * config.batch.accumulation * engine.world_size,
         weights=weights,
+        features=cached.features,
+        features_note=cached.note,
     )
+
+
+def _hold_model(
+    config: RunConfig,
+    engine: Engine,
+    reader: EpisodeReader,
+    processor: Processor,
+    start: Path | None,
+    published: str | None,
+    say: Callable[[str], None],
+) -> tuple[str, Cached]:
+    """Build the model, take out parts whose features are cached, and hand it to the engine. Collective.
+
+    Returns where its weights come from, in words, and what the cached parts left. ``start`` is the checkpoint that the
+    run continues, ``published`` a file of weights to begin with. An engine of shards wants the values on the main
+    process alone: a machine then holds one copy of the model in host memory, and the others build it without storage.
+    """
+    policy = load_policy(config.policy)
+    seed_everything(config.seed, 0)  # the same fresh weights on every process
+
+    def build() -> tuple[Model, str]:
+        weights = "fresh (random)" if start is None else "of the checkpoint"
+        with nullcontext() if engine.builds_real else torch.device("meta"):
+            model = policy.build_model(config.model, reader.description)
+            if published is not None and engine.builds_real:
+                weights = str(policy.load_weights(model, published, config.init.layout))
+            prepare_model(model, config)
+        return model, weights
+
+    model, weights = on_all(engine, build)
+    cached = cache_features(config, engine, reader, model, processor, start, say)
+    on_all(engine, lambda: prepare_blocks(model, config, engine.device))
+    engine.wrap(model)
+    engine.build_optimizer()
+    engine.check()
+    return engine.broadcast(weights), cached
 
 
 def training_batches(run: Run, engine: Engine) -> Iterator[Batch]:
@@ -110,6 +148,7 @@ def training_batches(run: Run, engine: Engine) -> Iterator[Batch]:
         start=run.state.position,
         workers=config.data.workers,
         pin_memory=engine.device.type == "cuda",
+        features=run.features,
     )
     return iter(loader)
 
@@ -128,6 +167,7 @@ def held_out_loader(run: Run, engine: Engine) -> Loader | None:
         world=engine.world_size,
         rank=engine.rank,
         workers=min(1, config.data.workers),
+        features=run.features,
     )
 
 
@@ -149,20 +189,5 @@ def _open(config: RunConfig, engine: Engine) -> tuple[EpisodeReader, str]:
     data = config.data
     path = data.path
     if path == MOCK:
-        path = str(_on_main(engine, lambda: write_mock(Path(config.output), data.mock)))
+        path = str(on_main(engine, lambda: write_mock(Path(config.output), data.mock)))
     return open_dataset(path, format=data.format, cameras=data.cameras, **data.reader_options()), path
-
-
-def _on_main(engine: Engine, make: Callable[[], T]) -> T:
-    """Run ``make`` on the main process; every process gets its result or raises its UserError. Collective."""
-    result: T | None = None
-    error: str | None = None
-    if engine.is_main:
-        try:
-            result = make()
-        except UserError as mistake:
-            error = str(mistake)
-    result, error = engine.broadcast((result, error))
-    if error is not None:
-        raise UserError(error)
-    return result  # type: ignore[return-value]

@@ -8,9 +8,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vla_ft.policies.base import count_parameters
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
+from vla_ft.training.engines.pieces import QUANTIZATION_BLOCK
+from vla_ft.training.rounding import SMALLEST
+
+_PRECISIONS = {
+    "fp32": "fp32",
+    "bf16": "bf16 compute over fp32 weights",
+    "bf16_stochastic": "bf16 weights, updates in fp32, rounded stochastically",
+    "bf16_kahan": "bf16 weights, updates in fp32, rounded with Kahan's compensation",
+}
 
 
 def print_banner(console: Console, run: Run, engine: Engine, resumed: str) -> None:
@@ -19,9 +27,8 @@ def print_banner(console: Console, run: Run, engine: Engine, resumed: str) -> No
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     job = _job(run, engine, resumed)
-    for name, value in (
-        job | _data(run) | _method(run, engine) | _cadence(run) | _model(run) | _parameters(run)
-    ).items():
+    method = _method(run, engine) | _memory(run, engine)
+    for name, value in (job | _data(run) | method | _cadence(run) | _model(run) | _parameters(run, engine)).items():
         table.add_row(name, value)
     console.print(table)
 
@@ -33,8 +40,8 @@ def _job(run: Run, engine: Engine, resumed: str) -> dict[str, str]:
         "output": config.output,
         "start": resumed,
         "weights": run.weights,
-        "device": f"{engine.device.type}, {engine.name}, {engine.world_size} process(es), "
-        f"{torch.get_num_threads()} threads",
+        "device": f"{engine.device.type}, {engine.world_size} process(es), {torch.get_num_threads()} threads",
+        "engine": engine.describe(),
         "resume": _exactness(run, engine),
     }
 
@@ -72,7 +79,7 @@ def _method(run: Run, engine: Engine) -> dict[str, str]:
     config = run.state.config
     optimizer, schedule, batch = config.optimizer, config.schedule, config.batch
     rates = ", ".join(
-        f"{g['name']} lr {g['base_lr']:g} decay {g['weight_decay']:g}" for g in run.state.optimizer.param_groups
+        f"{g['name']} lr {g['base_lr']:g} decay {g['weight_decay']:g}" for g in engine.optimizer.param_groups
     )
     clip = f", clip {optimizer.clip_grad_norm:g}" if optimizer.clip_grad_norm else ", no clipping"
     ema = f"decay {config.ema.decay:g} from step {config.ema.start_step}" if config.ema else "off"
@@ -81,12 +88,45 @@ def _method(run: Run, engine: Engine) -> dict[str, str]:
         "batch": f"{run.global_batch} = {batch.per_device} per device x {batch.accumulation} accumulated "
         f"x {engine.world_size} process(es)",
         "steps": f"{config.steps:,} ({epochs:.2f} epochs)",
-        "precision": {"fp32": "fp32", "bf16": "bf16 autocast over fp32 weights"}[config.precision],
-        "optimizer": f"{optimizer.name} betas {optimizer.betas} eps {optimizer.eps:g}; {rates}{clip}",
+        "precision": _PRECISIONS[config.precision],
+        "optimizer": f"{type(engine.optimizer).__name__} betas {optimizer.betas} eps {optimizer.eps:g}; {rates}{clip}",
         "schedule": f"{schedule.name}, warm-up {schedule.warmup_steps} steps"
         + (f", down to {schedule.final_fraction:g} of the rate" if schedule.name != "constant" else ""),
         "EMA": ema,
     }
+
+
+def _memory(run: Run, engine: Engine) -> dict[str, str]:
+    """What was asked for to make the model fit, and the bytes that this process holds for it."""
+    config = run.state.config
+    weights = sum(w.numel() * w.element_size() for w in engine.weights.values())
+    types = sorted({str(w.dtype).removeprefix("torch.") for w in engine.weights.values()})
+    adapters = ", ".join(f"{part} rank {lora.rank}" for part, lora in config.lora.items())
+    return {
+        "offload": {"none": "none", "optimizer": "optimizer state in host memory", "all": "all in host memory"}[
+            config.offload
+        ],
+        "activations": "computed again block by block" if config.activation_checkpointing else "kept",
+        "compile": f"{len(engine.model.blocks())} blocks" if config.compile else "off",
+        "adapters": adapters or "none",
+        "held here": f"weights {_size(weights)} ({', '.join(types)}), optimizer state {_size(expected_bytes(engine))}",
+    }
+
+
+def expected_bytes(engine: Engine) -> int:
+    """Bytes of optimizer state on this process once every trained weight has been stepped."""
+    config = engine.config
+    total = 0
+    for name, parameter in engine.trained.items():
+        piece, count = engine.pieces[name], parameter.numel()
+        small = config.optimizer.name == "adamw" or piece.numel < SMALLEST
+        total += 8 * count if small else 2 * count + 8 * -(-count // QUANTIZATION_BLOCK)
+        total += 2 * count if config.precision == "bf16_kahan" else 0
+    return total
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.2f} MiB"
 
 
 def _cadence(run: Run) -> dict[str, str]:
@@ -100,6 +140,7 @@ def _cadence(run: Run) -> dict[str, str]:
         "every": every + " steps",
         "tracking": f"metrics.jsonl, TensorBoard, W&B {config.logging.wandb}",
         "frozen": ", ".join(config.freeze) or "nothing",
+        "frozen features": run.features_note,
         "seed": f"{config.seed}" + (", deterministic kernels" if config.deterministic else ""),
     }
 
@@ -109,11 +150,20 @@ def _model(run: Run) -> dict[str, str]:
     return {"model": ", ".join(f"{name} {value}" for name, value in settings.items())}
 
 
-def _parameters(run: Run) -> dict[str, str]:
+def _parameters(run: Run, engine: Engine) -> dict[str, str]:
     rows = {}
     total = trainable = 0
-    for name, count, learned in count_parameters(run.state.model.parameter_groups()):
+    for name, members in engine.model.parameter_groups().items():
+        # By the engine's account: the parameters of the model may be shards.
+        names = [member for member, _ in members if member in engine.pieces]
+        count = sum(engine.pieces[member].numel for member in names)
+        learned = sum(engine.pieces[member].numel for member in names if member in engine.trained)
+        if count == 0 and run.state.left_out:
+            continue
         rows[f"parameters ({name})"] = f"{count:,}" + ("" if learned == count else f", {learned:,} trainable")
         total, trainable = total + count, trainable + learned
-    rows["parameters"] = f"{total:,}, {trainable:,} trainable"
+    left_out = sum(value.numel() for value in run.state.left_out.values())
+    rows["parameters"] = f"{total:,}, {trainable:,} trainable" + (
+        f"; {left_out:,} numbers of cached parts left out" if left_out else ""
+    )
     return rows

@@ -146,8 +146,13 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(what: str, folder: Path, clean_up: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Turn a full disk or missing permission inside the block into a UserError, after ``clean_up``."""
+def disk_errors(
+    what: str, folder: Path, clean_up: Callable[[], None] = lambda: None, setting: str = "output"
+) -> Iterator[None]:
+    """Turn a full disk or missing permission inside the block into a UserError, after ``clean_up``.
+
+    ``setting`` names another place.
+    """
     try:
         yield
     except BaseException as error:
@@ -158,5 +163,5 @@ def disk_errors(what: str, folder: Path, clean_up: Callable[[], None] = lambda: 
         free = shutil.disk_usage(existing).free / 2**30
         raise UserError(
             f"{what} could not be written to {folder}: {os.strerror(error.errno)} ({free:.2f} GiB free). "
-            "What was there before is untouched. Free space or choose another output=."
+            f"What was there before is untouched. Free space or choose another {setting}=."
         ) from None

@@ -1,15 +1,18 @@
-"""Optimizers, learning-rate schedules and weight averages, all by named parts of the model."""
+"""Optimizers and learning-rate schedules by named parts of the model. Optimizers step plain tensors, never shards."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vla_ft.config import EmaConfig, OptimizerConfig, ScheduleConfig
+from vla_ft.config import OptimizerConfig, Precision, ScheduleConfig
 from vla_ft.errors import UserError, unknown
 from vla_ft.policies.base import Model
+from vla_ft.training.rounding import RoundingAdamW, rounding_of
 
 
 def freeze_parts(model: Model, parts: tuple[str, ...]) -> None:
@@ -24,21 +27,80 @@ def freeze_parts(model: Model, parts: tuple[str, ...]) -> None:
         raise UserError(f"freeze=[{','.join(parts)}] leaves nothing to train. The parts are: {', '.join(groups)}.")
 
 
-def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with one parameter group per trainable part. Each group keeps its ``name`` and its ``base_lr``."""
-    groups = model.parameter_groups()
+def build_optimizer(
+    model: Model,
+    config: OptimizerConfig,
+    *,
+    trained: Mapping[str, nn.Parameter] | None = None,
+    numels: Mapping[str, int] | None = None,
+    precision: Precision = "fp32",
+    noise: tuple[int, int] = (0, 0),
+) -> torch.optim.Optimizer:
+    """AdamW with one parameter group per trainable part. Each group keeps its ``name`` and its ``base_lr``.
+
+    ``trained`` gives by name what is stepped instead of the model's own parameters, such as the local part of a shard,
+    and ``numels`` the sizes of the full tensors, where they are larger. ``noise`` is the seed of stochastic rounding
+    and the number of the share that is rounded: copies of a share must round alike.
+    """
+    if trained is None:
+        trained = {name: p for members in model.parameter_groups().values() for name, p in members if p.requires_grad}
+    settings = _groups(model, config, trained)
+    rounding = rounding_of(precision, *noise)
+    common: dict[str, Any] = {"betas": config.betas, "eps": config.eps}
+    if config.name == "adamw8bit":
+        from vla_ft.training.eight_bit import EightBitAdamW
+
+        sizes = {id(p): (numels or {}).get(name, p.numel()) for name, p in trained.items()}
+        return EightBitAdamW(settings, sizes=sizes, rounding=rounding, **common)
+    if rounding is not None:
+        return RoundingAdamW(settings, rounding=rounding, **common)
+    return torch.optim.AdamW(settings, **common, **_kernel(config, trained))
+
+
+def _groups(model: Model, config: OptimizerConfig, trained: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+    parts = model.parameter_groups()
     for name in config.groups:
-        if name not in groups:
-            raise unknown("part of the model in optimizer.groups", name, groups)
+        if name not in parts:
+            raise unknown("part of the model in optimizer.groups", name, parts)
     settings = []
-    for name, members in groups.items():
-        parameters = [p for _, p in members if p.requires_grad]
+    for name, members in parts.items():
+        parameters = [trained[full] for full, _ in members if full in trained]
         own = config.groups.get(name)
         lr = config.lr if own is None or own.lr is None else own.lr
         decay = config.weight_decay if own is None or own.weight_decay is None else own.weight_decay
         if parameters:
             settings.append({"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay, "name": name})
-    return torch.optim.AdamW(settings, betas=config.betas, eps=config.eps)
+    return settings
+
+
+def _kernel(config: OptimizerConfig, trained: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+    """``fused`` on a card and ``loop`` on the CPU hold no copies of weights; torch's own choice, ``foreach``, does."""
+    kernel = config.kernel
+    if kernel == "auto":
+        kernel = "fused" if all(p.device.type == "cuda" for p in trained.values()) else "loop"
+    return {"foreach": kernel == "foreach", "fused": kernel == "fused"}
+
+
+def restore_state(
+    optimizer: torch.optim.Optimizer,
+    trained: Mapping[str, nn.Parameter],
+    state: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """Set an optimizer's state by parameter name. torch's own ``load_state_dict`` would cast moments to the weights'
+    type, which bfloat16 weights must not have."""
+    flags = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, entries in state.items():
+        parameter = trained[name]
+        if isinstance(optimizer, torch.optim.AdamW | RoundingAdamW):
+            on_device = bool(flags[id(parameter)].get("fused"))
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device if on_device else "cpu", torch.float32, copy=True).reshape(())
+                if key == "step"
+                else value.to(parameter.device, copy=True).view(parameter.shape)
+                for key, value in entries.items()
+            }
+        else:
+            optimizer.restore(parameter, entries)  # type: ignore[attr-defined]
 
 
 def schedule_factor(config: ScheduleConfig, step: int, steps: int) -> float:
@@ -61,38 +123,3 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return {group["name"]: group["lr"] for group in optimizer.param_groups}
-
-
-class Ema:
-    """Exponential moving average of a model's trainable weights alone: buffers are the model's own."""
-
-    def __init__(self, model: nn.Module, config: EmaConfig) -> None:
-        self.config = config
-        self.average = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards the weights after the update number ``step`` (0 is the first)."""
-        weight = 1.0 if step < self.config.start_step else 1 - self.config.decay
-        parameters = dict(model.named_parameters())
-        names = list(self.average)
-        torch._foreach_lerp_([self.average[n] for n in names], [parameters[n].detach() for n in names], weight)
-
-    @torch.no_grad()
-    def swap(self, model: nn.Module) -> None:
-        """Exchange the average and the model's weights; a second call undoes the first."""
-        parameters = dict(model.named_parameters())
-        for name, average in self.average.items():
-            kept = parameters[name].detach().clone()
-            parameters[name].copy_(average)
-            average.copy_(kept)
-
-    def state(self) -> dict[str, Tensor]:
-        """Tensors to save, by parameter name."""
-        return self.average
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state`` gave."""
-        for name, average in self.average.items():
-            average.copy_(state[name])

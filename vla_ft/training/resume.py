@@ -20,9 +20,19 @@ _MAY_CHANGE = (
     "devices",
     "init",
     "logging",
+    "plan",
     "checkpoint",
     "validation",
+    "engine",
+    "shard_group",
+    "offload",
+    "activation_checkpointing",
+    "compile",
+    "frozen_features",
 )
+_OPTIMIZER_MAY_CHANGE = ("kernel",)
+_NOT_EXACT = ("engine", "shard_group", "offload", "compile", "optimizer.kernel")
+"""Changes of how, not what: the mathematics stays, the order of its sums does not."""
 _DATA_MAY_CHANGE = ("path", "workers")
 """The data itself is compared by the hash of its statistics, wherever it lies now."""
 
@@ -86,9 +96,14 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
     elif not any(key.startswith("batch.") for key in changed):
         changed.add("batch")
         then["batch"], now["batch"] = f"{global_then} in all", f"{global_now} in all on {world_size} process(es)"
+    inexact = sorted(key for key in changed if key in _NOT_EXACT)
+    if inexact:
+        shown = ", ".join(f"{key} {then.get(key)} -> {now.get(key)}" for key in inexact)
+        notes.append(f"{shown}: the same mathematics summed in another order, not bit-exact")
     if "steps" in changed:
         notes.append(f"steps {then['steps']} -> {now['steps']}" + _schedule_note(config))
     serious = sorted(key for key in changed if not _harmless(key))
+    serious += _rounding(saved, config.to_dict(), then, now)
     if serious:
         shown = "; ".join(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in serious[:6])
         raise UserError(
@@ -104,6 +119,13 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
     return notes
 
 
+def _rounding(saved: dict[str, Any], current: dict[str, Any], then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Cached features may come and go, but features that were rounded for the cache are other numbers."""
+    key = "frozen_features.dtype"
+    then[key], now[key] = ((config["frozen_features"] or {}).get("dtype", "computed") for config in (saved, current))
+    return [key] if then[key] != now[key] else []
+
+
 def _schedule_note(config: RunConfig) -> str:
     return (
         ""
@@ -114,7 +136,12 @@ def _schedule_note(config: RunConfig) -> str:
 
 def _harmless(key: str) -> bool:
     first, _, rest = key.partition(".")
-    return first in _MAY_CHANGE or (first == "data" and rest.split(".")[0] in _DATA_MAY_CHANGE)
+    second = rest.split(".")[0]
+    return (
+        first in _MAY_CHANGE
+        or (first == "data" and second in _DATA_MAY_CHANGE)
+        or (first == "optimizer" and second in _OPTIMIZER_MAY_CHANGE)
+    )
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,16 +1,19 @@
-"""What a checkpoint of a run holds, to disk and back: weights, optimizer, average, position, generators."""
+"""What a checkpoint of a run holds, to disk and back: weights, optimizer, average, position, generators.
+
+Files hold full tensors by parameter name, whatever engine cut them: any engine continues any engine's checkpoint, on
+any number of processes. Writing gathers one tensor at a time to the main process; reading needs no communication.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla_ft.checkpoints import AVERAGE, CONFIGURATION, DESCRIPTION, STATISTICS, WEIGHTS, write_json
@@ -18,27 +21,29 @@ from vla_ft.config import RunConfig
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
-from vla_ft.policies.base import Model
+from vla_ft.tensor_stream import Entry, TensorReader
+from vla_ft.training.averages import Ema
 from vla_ft.training.checkpointing import CheckpointStore, disk_errors
 from vla_ft.training.engines import Engine
-from vla_ft.training.optimizers import Ema
+from vla_ft.training.gathering import gathered, write_on_main
+from vla_ft.training.optimizer_files import load_optimizer, save_optimizer
 from vla_ft.training.randomness import random_state, restore_random_state
 
-_OPTIMIZER = "optimizer.safetensors"
-_GROUPS = "optimizer.json"
 _TRAINER = "trainer.json"
 
 
 @dataclass
 class TrainingState:
-    """Everything that changes during a run, and the facts that must travel with the weights."""
+    """Everything that changes during a run but the weights and the optimizer, which the engine holds, and the facts
+    that must travel with the weights."""
 
     config: RunConfig
     description: DatasetDescription
     statistics: DatasetStatistics
-    model: Model
-    optimizer: torch.optim.Optimizer
     ema: Ema | None
+    left_out: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of frozen parts that the model does without because their features are cached, by full name. Checkpoints
+    hold them. The main process has them on the CPU, the others hold their shapes (device ``meta``)."""
     step: int = 0
     """Updates done."""
     position: int = 0
@@ -49,9 +54,9 @@ def save_checkpoint(store: CheckpointStore, state: TrainingState, engine: Engine
     """Write a checkpoint of the current state. Collective. Raises UserError on a full or read-only disk."""
     what = f"Checkpoint of step {state.step}"
 
-    def write_shared() -> None:
+    def prepare() -> None:
         if engine.is_main:
-            _write_shared(store.prepare(state.step), state, engine)
+            _write_facts(store.prepare(state.step), state, engine)
 
     def write_own() -> None:
         write_json(store.incoming(state.step) / _random_file(engine.rank), random_state(engine.device))
@@ -60,7 +65,16 @@ def save_checkpoint(store: CheckpointStore, state: TrainingState, engine: Engine
         if engine.is_main:
             store.commit(state.step, {"policy": state.config.policy})
 
-    for part in (write_shared, write_own, commit):
+    folder = store.incoming(state.step)
+    parts = (
+        prepare,
+        lambda: save_weights(folder, engine, state.left_out),
+        lambda: save_optimizer(folder, engine),
+        lambda: save_average(folder, state.ema, engine),
+        write_own,
+        commit,
+    )
+    for part in parts:
         error = None
         try:
             with disk_errors(what, store.folder, store.sweep if engine.is_main else lambda: None):
@@ -70,34 +84,77 @@ def save_checkpoint(store: CheckpointStore, state: TrainingState, engine: Engine
         engine.agree(error)
 
 
-def _write_shared(folder: Path, state: TrainingState, engine: Engine) -> None:
-    _save_tensors(state.model.state_dict(), folder / WEIGHTS)
-    tensors, groups = _optimizer_to_plain(state.model, state.optimizer)
-    _save_tensors(tensors, folder / _OPTIMIZER)
-    write_json(folder / _GROUPS, groups)
-    if state.ema is not None:
-        _save_tensors(state.ema.state(), folder / AVERAGE)
-    write_json(folder / _TRAINER, {"step": state.step, "position": state.position, "world_size": engine.world_size})
+def _write_facts(folder: Path, state: TrainingState, engine: Engine) -> None:
+    write_json(folder / _TRAINER, {
+        "step": state.step, "position": state.position, "world_size": engine.world_size, "engine": engine.name,
+    })  # fmt: skip
     write_json(folder / CONFIGURATION, state.config.to_dict())
     write_json(folder / DESCRIPTION, state.description.to_json())
     state.statistics.save(folder / STATISTICS)
 
 
-def load_checkpoint(path: Path, state: TrainingState, engine: Engine) -> dict[str, Any]:
-    """Restore everything but the generators in place from a verified checkpoint.
+def save_weights(folder: Path, engine: Engine, left_out: Mapping[str, Tensor]) -> None:
+    """Write every parameter and persistent buffer, and those that the model does without. Collective."""
+    items = [gathered(engine, name, weight) for name, weight in engine.weights.items()]
+    for name, buffer in {**saved_buffers(engine.model), **left_out}.items():
+        items.append((Entry(name, tuple(buffer.shape), buffer.dtype), partial(torch.Tensor.detach, buffer)))
+    # By name: neither the engine nor what is left out may show in the bytes.
+    write_on_main(folder, WEIGHTS, sorted(items, key=lambda item: item[0].name), engine)
 
-    Returns this process's generators for ``restore_generators``; nothing when the number of processes changed.
+
+def save_average(folder: Path, ema: Ema | None, engine: Engine) -> None:
+    """Write the average of the trained weights, if there is one. Collective."""
+    if ema is None:
+        return
+    items = [gathered(engine, name, average) for name, average in ema.average.items()]
+    write_on_main(folder, AVERAGE, items, engine)
+
+
+def load_checkpoint(path: Path, state: TrainingState, engine: Engine) -> tuple[dict[str, Any], list[str]]:
+    """Restore everything but the generators in place from a verified checkpoint. Collective.
+
+    Returns this process's generators for ``restore_generators`` (nothing when the number of processes changed), and
+    what could not be restored to the bit, in words.
     """
-    state.model.load_state_dict(load_file(path / WEIGHTS))
-    groups = json.loads((path / _GROUPS).read_text())
-    _optimizer_from_plain(state.model, state.optimizer, load_file(path / _OPTIMIZER), groups)
+    load_weights(path, engine, state.left_out)
+    notes = load_optimizer(path, engine)
     if state.ema is not None:
-        state.ema.load(load_file(path / AVERAGE))
+        with TensorReader(path, AVERAGE) as reader:
+            for name, average in state.ema.average.items():
+                _copy_range(reader, name, average, engine)
     trainer = json.loads((path / _TRAINER).read_text())
     state.step, state.position = trainer["step"], trainer["position"]
     if trainer["world_size"] != engine.world_size:
-        return {}
-    return json.loads((path / _random_file(engine.rank)).read_text())
+        return {}, notes
+    return json.loads((path / _random_file(engine.rank)).read_text()), notes
+
+
+def load_weights(path: Path, engine: Engine, left_out: Mapping[str, Tensor]) -> None:
+    """Read this process's elements of every parameter, and every persistent buffer, from a checkpoint. Collective."""
+    buffers = saved_buffers(engine.model)
+    with TensorReader(path, WEIGHTS) as reader:
+        expected = engine.weights.keys() | buffers.keys() | left_out.keys()
+        if reader.entries.keys() != expected:
+            different = sorted(reader.entries.keys() ^ expected)
+            raise UserError(f"{path} holds the weights of another model: {', '.join(different[:4])} differ.")
+        engine.settle()
+        with torch.no_grad():
+            for name, weight in engine.weights.items():
+                _copy_range(reader, name, weight, engine)
+            for name, buffer in buffers.items():
+                buffer.copy_(reader.tensor(name))
+        engine.settle()
+
+
+@torch.no_grad()
+def _copy_range(reader: TensorReader, name: str, target: Tensor, engine: Engine) -> None:
+    target.copy_(reader.range(name, *engine.pieces[name].mine).view(target.shape))
+
+
+def saved_buffers(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Buffers that belong to a checkpoint, by name."""
+    persistent = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
 def restore_generators(saved: dict[str, Any], device: torch.device) -> None:
@@ -108,48 +165,3 @@ def restore_generators(saved: dict[str, Any], device: torch.device) -> None:
 
 def _random_file(rank: int) -> str:
     return f"random_rank{rank:03d}.json"
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    try:
-        save_file(plain, path)
-    except SafetensorError as error:
-        # The library wraps the system's error in text; give it back its number.
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), str(error)) from None
-
-
-def _optimizer_to_plain(
-    model: Model, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """State tensors by ``<parameter>/<entry>`` and the groups' settings with parameter names instead of numbers."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    tensors = {
-        f"{names[id(p)]}/{key}": torch.as_tensor(value)
-        for p, entries in optimizer.state.items()
-        for key, value in entries.items()
-    }
-    groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
-    return tensors, groups
-
-
-def _optimizer_from_plain(
-    model: Model, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
-) -> None:
-    names = {id(p): name for name, p in model.named_parameters()}
-    current = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-    saved = [group["params"] for group in groups]
-    if current != saved:
-        raise UserError(
-            "The optimizer of the checkpoint has other parameters than this run: freeze= or the model changed."
-        )
-    order = {name: number for number, name in enumerate(name for group in saved for name in group)}
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, entry = key.rsplit("/", 1)
-        state.setdefault(order[name], {})[entry] = value
-    numbered = [{**group, "params": [order[name] for name in group["params"]]} for group in groups]
-    optimizer.load_state_dict({"state": state, "param_groups": numbered})

@@ -42,18 +42,20 @@ def train(config: RunConfig, console: Console | None = None) -> Report:
     """Train to ``config.steps``, continuing the run in ``config.output`` when there is one. Raises UserError."""
     if config.deterministic:
         use_deterministic_kernels()
-    engine = build_engine(config.device)
+    engine = build_engine(config)
     console = console or Console(width=None if sys.stdout.isatty() else 110)
     store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint.keep_last)
     with ExitStack() as stack:
         stack.callback(engine.close)
         _hold_folder(Path(config.output), engine, stack)
         start = find_start(config, store)
-        run = assemble(config, engine, fresh=start is None)
-        notes, generators = [], {}
+        run = assemble(config, engine, start, console.print)
+        notes: list[str] = []
+        generators: dict[str, Any] = {}
         if start is not None:
             notes = refuse_other_run(start, config, run.state.statistics.source_hash, engine.world_size)
-            generators = load_checkpoint(start, run.state, engine)
+            generators, inexact = load_checkpoint(start, run.state, engine)
+            notes += inexact
         if engine.is_main:
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
@@ -88,7 +90,6 @@ def _beginning(run: Run, start: Path | None) -> str:
 
 def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: Engine, console: Console) -> Report:
     state, config = run.state, run.state.config
-    module = engine.wrap(state.model)
     batches, held_out = training_batches(run, engine), held_out_loader(run, engine)
     restore_generators(generators, engine.device)  # only now: making the loader's iterator may draw random numbers
     scalars: dict[str, float] = {}
@@ -98,7 +99,7 @@ def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: 
         line = stack.enter_context(ProgressLine(console, config.steps, state.step, run.global_batch, engine.is_main))
         tracker = stack.enter_context(_tracker(run)) if engine.is_main else None
         while state.step < config.steps and not stop:
-            losses, stop = update(run, module, batches, engine, interruption.requested is not None)
+            losses, stop = update(run, batches, engine, interruption.requested is not None)
             due = _due(state.step, config, stop)
             line.update(state.step, losses["loss"], due["log"])
             scalars = _scalars(run, losses, line) if due["log"] else {}

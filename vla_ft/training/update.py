@@ -6,18 +6,16 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch
 from vla_ft.training.assembly import Run, places_of
-from vla_ft.training.engines import Engine, forward
+from vla_ft.training.engines import Engine
 from vla_ft.training.optimizers import schedule_factor, set_learning_rates
 
 
-def update(
-    run: Run, module: nn.Module, batches: Iterator[Batch], engine: Engine, stop: bool
-) -> tuple[dict[str, float], bool]:
+def update(run: Run, batches: Iterator[Batch], engine: Engine, stop: bool) -> tuple[dict[str, float], bool]:
     """Take the run one step further. Collective.
 
     Returns the losses (mean over micro-batches and processes, with ``grad_norm`` and the learning rates ``lr/<part>``)
@@ -26,25 +24,23 @@ def update(
     """
     state, config = run.state, run.state.config
     micro_batches, stop = _fetch(batches, config.batch.accumulation, engine, stop)
-    rates = set_learning_rates(state.optimizer, schedule_factor(config.schedule, state.step, config.steps))
-    state.optimizer.zero_grad(set_to_none=True)
+    rates = set_learning_rates(engine.optimizer, schedule_factor(config.schedule, state.step, config.steps))
+    engine.zero_grad()
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches, 1):
-        with engine.accumulating(module, last=number == len(micro_batches)):
-            result = forward(module, engine.move(batch), config.precision, engine.device)
-            (result.loss / len(micro_batches)).backward()
+        with engine.accumulating(last=number == len(micro_batches)):
+            result = engine.loss(engine.move(batch))
+            engine.backward(result.loss / len(micro_batches))
         for name, value in {"loss": result.loss, **result.metrics}.items():
             sums[name] = sums.get(name, 0.0) + value.detach().float() / len(micro_batches)
-    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(
-        state.model.parameters(), config.optimizer.clip_grad_norm or math.inf
-    )
+    sums["grad_norm"] = engine.clip(config.optimizer.clip_grad_norm or math.inf)
     # The mean over processes is finite only if every one is, so all of them decide alike.
     means = dict(zip(sums, engine.mean(torch.stack([v.float() for v in sums.values()])).tolist(), strict=True))
     if not all(map(math.isfinite, means.values())):
         raise _not_finite(run, means)
-    state.optimizer.step()
+    engine.step()
     if state.ema is not None:
-        state.ema.update(state.model, state.step)
+        state.ema.update(engine.weights, state.step)
     state.step += 1
     state.position += run.global_batch
     return means | {f"lr/{name}": rate for name, rate in rates.items()}, stop

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
 from vla_ft.errors import UserError
-from vla_ft.policies.base import Batch, Model, Processor
+from vla_ft.policies.base import Batch, Processor
 from vla_ft.training.assembly import Run
-from vla_ft.training.engines import Engine, forward
+from vla_ft.training.engines import Engine
 
 
 @torch.no_grad()
@@ -21,27 +22,21 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
     robot units; steps past an episode's end do not count. Random numbers drawn here come from a fork with the run's
     seed: the run itself goes on as if validation had not happened. Raises UserError for a sample that cannot be read.
     """
-    state, config = run.state, run.state.config
-    model, ema = state.model, state.ema
+    model, ema = engine.model, run.state.ema
     devices = [engine.device] if engine.device.type == "cuda" else []
     totals: dict[str, float] = {}
     mistakes: list[str] = []
     was_training = model.training
-    if ema is not None:
-        ema.swap(model)
     try:
         model.eval()
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(config.seed)
-            for batch in _until_mistake(batches, mistakes):
-                for name, value in _sums(
-                    model, run.processor, engine.move(batch), config.precision, engine.device
-                ).items():
-                    totals[name] = totals.get(name, 0.0) + value
+        with engine.holding(ema.average) if ema else nullcontext(), torch.random.fork_rng(devices):
+            torch.manual_seed(run.state.config.seed)
+            for batch, counts in _in_step(_until_mistake(batches, mistakes), engine):
+                for name, value in _sums(engine, run.processor, batch).items():
+                    totals[name] = totals.get(name, 0.0) + value * counts
     finally:
         model.train(was_training)
-        if ema is not None:
-            ema.swap(model)
+        engine.settle()
     engine.agree(mistakes[0] if mistakes else None)
     return _means(totals, engine)
 
@@ -54,10 +49,28 @@ def _until_mistake(batches: Iterable[Batch], mistakes: list[str]) -> Iterator[Ba
         mistakes.append(str(mistake))
 
 
-def _sums(model: Model, processor: Processor, batch: Batch, precision: str, device: torch.device) -> dict[str, float]:
-    result = forward(model, batch, precision, device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        predicted = model.sample(batch).float()
+def _in_step(batches: Iterator[Batch], engine: Engine) -> Iterator[tuple[Batch, bool]]:
+    """Equally many batches on every process, and whether each counts: a forward on shards needs all processes.
+
+    Who has none left goes through one of its own again, or through another's when it never had any.
+    """
+    spare: Batch | None = None
+    while True:
+        batch = next(batches, None)
+        having = engine.gather(batch is not None)
+        if not any(having):
+            return
+        first = having.index(True)
+        if spare is None and not all(having):
+            spare = engine.gather(batch if engine.rank == first else None)[first]
+        spare = spare if batch is None else batch
+        assert spare is not None
+        yield engine.move(spare), batch is not None
+
+
+def _sums(engine: Engine, processor: Processor, batch: Batch) -> dict[str, float]:
+    result = engine.loss(batch)
+    predicted = engine.sample(batch).float()
     real = batch["action_pad_mask"]
     robot_error = np.abs(processor.unnormalize(predicted) - processor.unnormalize(batch["action"]))
     size = len(real)

@@ -169,7 +169,9 @@ def test_groups_are_disjoint_and_complete_and_blocks_are_all_layers() -> None:
     assert all(name.startswith("vision.trunk.") for name, _ in groups["backbone"])
     assert len(model.blocks()) == 8 + 1 + 1 + 2
     assert model.vision is not None
-    assert model.frozen_features() == {"backbone": model.vision.trunk}
+    declared = model.frozen_features()["backbone"]
+    assert model.get_submodule(declared.module) is model.vision.trunk
+    assert declared.inputs == ("image_top", "image_wrist")
 
 
 def test_camera_layouts_agree_and_sizes_may_differ_in_sequence() -> None:

@@ -111,6 +111,14 @@ class AlohaHdf5Reader(EpisodeReader):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def sources(self) -> dict[str, Path]:
+        """See ``EpisodeReader.sources``: one file an episode, by its file name."""
+        return {path.name: path for path in self.paths}
+
+    def reading(self) -> dict[str, str]:
+        """See ``EpisodeReader.reading``."""
+        return {"jpeg_channels": self.jpeg_channels} if self._encoded else {}
+
     def close(self) -> None:
         """Close the files that this process opened; the next read opens them again."""
         self._files.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -39,6 +40,14 @@ class EpisodeReader(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash (hex) of what statistics are computed from: it changes when numeric contents may have changed."""
+
+    @abstractmethod
+    def sources(self) -> dict[str, Path]:
+        """Every file that observations are read from, in a stable order, by a name that survives a move of the set."""
+
+    def reading(self) -> dict[str, str]:
+        """Options of this reader that change the values of observations read from the same files."""
+        return {}
 
     @abstractmethod
     def name_of(self, episode: int) -> str:

@@ -14,7 +14,7 @@ from vla_ft.nn.resnet import ResNet
 from vla_ft.policies.act.config import Config
 from vla_ft.policies.act.posterior import PosteriorEncoder, kl_divergence
 from vla_ft.policies.act.vision import VisionTokens
-from vla_ft.policies.base import Batch, Loss, Model
+from vla_ft.policies.base import FEATURE_PREFIX, Batch, FrozenFeatures, Loss, Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class Act(Model):
 
     Batch: ``image_<camera>`` uint8 [B, H, W, 3], ``proprio`` [B, P], and for the loss ``action`` [B, K, A] with
     ``action_pad_mask`` bool [B, K] (True where real); ``env_state`` [B, E] where the dimensions have one. Numbers are
-    normalised. ``trunk`` replaces the configured ResNet; it states its channels as ``out_channels``.
+    normalised. ``feature_image_<camera>`` [B, 1, C, h, w], the frozen trunk's cached output, may stand for the images.
+    ``trunk`` replaces the configured ResNet; it states its channels as ``out_channels``.
     """
 
     def __init__(self, config: Config, dimensions: Dimensions, trunk: nn.Module | None = None) -> None:
@@ -81,8 +82,16 @@ class Act(Model):
             numeric.append(self.project_env_state(batch["env_state"]))
         if self.vision is None:
             return None, None, numeric
-        images = [self.vision.prepare(batch[IMAGE_PREFIX + camera]) for camera in self.dimensions.cameras]
-        return *self.vision(images), numeric
+        return *self.vision(self._trunk_maps(batch)), numeric
+
+    def _trunk_maps(self, batch: Batch) -> list[Tensor]:
+        """Trunk output [B, C, h, w] of each camera, from the images or as they were cached."""
+        assert self.vision is not None
+        images = [IMAGE_PREFIX + camera for camera in self.dimensions.cameras]
+        if FEATURE_PREFIX + images[0] not in batch:
+            return self.vision.features([self.vision.prepare(batch[key]) for key in images])
+        # Images come with channels last, and so do the trunk's maps: another layout would round differently.
+        return [batch[FEATURE_PREFIX + key][:, -1].contiguous(memory_format=torch.channels_last) for key in images]
 
     def encode(self, batch: Batch, latent: Tensor) -> tuple[Tensor, Tensor]:
         """The memory that actions are read from [B, L, D], and its positions [1, L, D], given ``latent`` [B, Z]."""
@@ -134,11 +143,10 @@ class Act(Model):
 
     def sample(self, batch: Batch) -> Tensor:
         """Normalised action chunk [B, K, A] with the latent at zero, the mean of the prior."""
-        if self.dimensions.proprio:
-            observed = "proprio"
-        else:
-            observed = IMAGE_PREFIX + self.dimensions.cameras[0] if self.dimensions.cameras else "env_state"
-        return self.predict(batch, self._zero_latent(batch[observed].shape[0]))
+        cameras = [IMAGE_PREFIX + camera for camera in self.dimensions.cameras]
+        observed = ("proprio", "env_state", *cameras, *(FEATURE_PREFIX + camera for camera in cameras))
+        size = next(batch[key].shape[0] for key in observed if key in batch)
+        return self.predict(batch, self._zero_latent(size))
 
     def _zero_latent(self, batch_size: int) -> Tensor:
         return self.project_latent.weight.new_zeros(batch_size, self.config.latent_dim)
@@ -171,6 +179,26 @@ class Act(Model):
             found += list(self.posterior.encoder.layers)
         return [*found, *self.encoder.layers, *self.decoder.layers]
 
-    def frozen_features(self) -> dict[str, nn.Module]:
-        """The image trunk: without augmentation its output depends on the image alone."""
-        return {} if self.vision is None else {"backbone": self.vision.trunk}
+    def frozen_features(self) -> dict[str, FrozenFeatures]:
+        """The image trunk: its output [C, h, w] depends on one camera's image alone."""
+        if self.vision is None:
+            return {}
+        images = tuple(IMAGE_PREFIX + camera for camera in self.dimensions.cameras)
+        outputs = tuple(FEATURE_PREFIX + key for key in images)
+        size = self.config.image_size
+        return {
+            "backbone": FrozenFeatures(
+                module="vision.trunk",
+                inputs=images,
+                replaces=images,
+                outputs=outputs,
+                scope="frame",
+                compute=lambda batch: dict(zip(outputs, self._trunk_maps(batch), strict=True)),
+                settings={
+                    "trunk": f"{type(self.vision.trunk).__name__} {self.config.backbone}"
+                    + (", dilated" if self.config.dilation else ""),
+                    "images": "as recorded" if size is None else f"{size[0]}x{size[1]}, bilinear with antialias",
+                    "normalisation": "ImageNet",
+                },
+            )
+        }

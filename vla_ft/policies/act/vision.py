@@ -56,14 +56,14 @@ class VisionTokens(nn.Module):
         return imagenet_normalize(scaled).to(self.project.weight.dtype)
 
     def features(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Trunk output [B, C, h, w] of each camera. Equal sizes go through the trunk in one batch."""
+        """Trunk output [B, C, h, w] of prepared images, one [B, 3, H, W] a camera; equal sizes in one batch."""
         if len({image.shape for image in images}) == 1:
             return list(self.trunk(torch.cat(list(images))).chunk(len(images)))
         return [self.trunk(image) for image in images]
 
-    def forward(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Prepared images, one [B, 3, H, W] a camera, to tokens [B, N, D] and their positions [1, N, D]."""
-        maps = [self.project(features) for features in self.features(images)]
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Trunk output, one [B, C, h, w] a camera, to tokens [B, N, D] and their positions [1, N, D]."""
+        maps = [self.project(one) for one in features]
         places = [sine_map(self.dim, m.shape[2], m.shape[3], m.device).to(m.dtype) for m in maps]
         if self.layout == "width":
             maps, places = [torch.cat(maps, dim=3)], [torch.cat(places, dim=3)]

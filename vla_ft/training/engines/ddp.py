@@ -1,0 +1,35 @@
+"""One full copy per process, gradients averaged (Li et al., 2020)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch.nn.parallel import DistributedDataParallel
+
+from vla_ft.policies.base import Model
+from vla_ft.training.engines.process_group import ProcessGroupEngine
+
+
+class DdpEngine(ProcessGroupEngine):
+    """torch's DistributedDataParallel. Shares are whole copies; the main process writes its own."""
+
+    name = "ddp"
+    module: DistributedDataParallel
+
+    def wrap(self, model: Model) -> None:
+        self.model = model.to(self.device)
+        self._hold_whole(model)
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Buffers are constants (frozen batch norm, position tables): nothing to broadcast at every forward.
+        self.module = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+    @contextlib.contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        with contextlib.nullcontext() if last else self.module.no_sync():
+            yield
+
+    def check(self) -> None:
+        super().check()
+        if type(self.module) is not DistributedDataParallel:
+            raise RuntimeError(f"engine ddp holds a {type(self.module).__name__}")
