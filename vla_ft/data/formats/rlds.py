@@ -95,9 +95,7 @@ class RldsReader(EpisodeReader):
                 raise unknown("feature", key, (*columns, *(IMAGE_PREFIX + c for c in self._cameras)))
         return result
 
-    def raw(
-        self, episode: int, keys: Sequence[str], steps: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
+    def raw(self, episode: int, keys: Sequence[str], steps: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Leaves by their names in ``features``, over all steps or at ``steps`` (int64 [n]), time first.
 
         Numbers come in their declared dtype, text as an object array of str, images as an object array of their encoded
@@ -199,7 +197,7 @@ class RldsReader(EpisodeReader):
                 )
         specs = tuple(self._known(key) for key in asked)
         for spec in specs:
-            if spec.kind != "number" or spec.ragged or None in spec.shape or not spec.per_step:
+            if spec.kind != "number" or spec.width is None or not spec.per_step:
                 raise UserError(
                     f"{self.folder.path}: '{spec.name}' is {spec.kind_name} {spec.dtype} {spec.shape} and cannot be a "
                     f"part of {what}. Expected numbers of fixed width in every step."
@@ -213,7 +211,8 @@ class RldsReader(EpisodeReader):
         return spec.kind == "text" or (spec.kind == "number" and len(spec.shape) == 1 and spec.dtype[0] in "iu")
 
     def _describe(self, written: DatasetDescription | None, fps: float | None) -> DatasetDescription:
-        rate = next((r for r in (fps, written and written.fps, known_rate(self.folder.name)) if r is not None), None)
+        rates = (fps, written.fps if written else None, known_rate(self.folder.name))
+        rate = next((r for r in rates if r is not None), None)
         if rate is None or rate <= 0:
             raise UserError(
                 f"The rate of {self.folder.path} is {'unknown' if rate is None else rate}: TFDS folders do not say it, "
@@ -279,7 +278,7 @@ def _choose_cameras(features: dict[str, FeatureSpec], asked: Sequence[str] | Non
 def _names(part: str, specs: Sequence[FeatureSpec]) -> tuple[str, ...]:
     names: list[str] = []
     for spec in specs:
-        width = int(np.prod(spec.shape, dtype=np.int64))
+        width = spec.width or 0
         stem = part if len(specs) == 1 else spec.name.rpartition("/")[2]
         names += [stem] if width == 1 and len(specs) > 1 else [f"{stem}_{i}" for i in range(width)]
     return tuple(names)

@@ -72,21 +72,17 @@ def open_index(folder: TfdsFolder, split: str, specs: dict[str, FeatureSpec]) ->
 
 
 def step_counter(specs: dict[str, FeatureSpec]) -> Callable[[dict[str, Feature]], int]:
-    """How many steps a parsed record has, by the leaf that is cheapest to count."""
+    """How many steps a parsed record has, by the leaf that is cheapest to count: a flag mostly.
 
-    def count_numbers(features: dict[str, Feature]) -> int:
-        return features[key].count() // width
-
-    candidates = [s for s in specs.values() if s.per_step and not s.ragged and s.kind != "other"]
-    plain = [s for s in candidates if s.kind == "number" and s.encoding == "none" and None not in s.shape]
-    plain = [s for s in plain if 0 not in s.shape]
-    if not candidates:
-        raise UserError("The features of this RLDS dataset have no plain leaf a step, so its steps cannot be counted.")
-    smallest = min(plain, key=lambda s: (int(np.prod(s.shape, dtype=np.int64)), s.key), default=None)
-    spec = smallest or candidates[0]
-    key = spec.key
-    width = int(np.prod(spec.shape, dtype=np.int64)) if smallest else 1
-    return count_numbers
+    Raises UserError when no leaf has one value of fixed width a step.
+    """
+    per_step = [s for s in specs.values() if s.per_step and not s.ragged]
+    numbers = [(s.width, s.key) for s in per_step if s.kind == "number" and s.encoding == "none" and s.width]
+    strings = [(1, s.key) for s in per_step if s.encoding != "none" or (s.kind in ("image", "text") and s.width)]
+    if not numbers and not strings:
+        raise UserError("features.json has no leaf of fixed width in every step, so the steps cannot be counted.")
+    width, key = min(numbers or strings)
+    return lambda features: features[key].count() // width
 
 
 def _build(

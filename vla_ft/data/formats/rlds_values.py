@@ -14,9 +14,7 @@ from vla_ft.data.formats.tfds_features import FeatureSpec
 _LENGTHS, _FLAT = "/ragged_row_lengths_0", "/ragged_flat_values"
 
 
-def values(
-    features: dict[str, Feature], spec: FeatureSpec, length: int, steps: np.ndarray | None = None
-) -> np.ndarray:
+def values(features: dict[str, Feature], spec: FeatureSpec, length: int, steps: np.ndarray | None = None) -> np.ndarray:
     """A leaf of an episode of ``length`` steps, at ``steps`` (all by default); time first where it has a value a step.
 
     Numbers come in the dtype that ``features.json`` declares, text as an object array of str, images as an object array
@@ -75,7 +73,9 @@ def _reshape(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     known = int(np.prod([n for n in shape if n != -1], dtype=np.int64))
     fits = len(flat) == known if -1 not in shape else known > 0 and len(flat) % known == 0
     if not fits:
-        raise WireError(f"it holds {len(flat)} values, expected {' x '.join('any' if n < 0 else str(n) for n in shape)}")
+        raise WireError(
+            f"it holds {len(flat)} values, expected {' x '.join('any' if n < 0 else str(n) for n in shape)}"
+        )
     return flat.reshape(shape)
 
 
@@ -83,7 +83,9 @@ def _strings(feature: Feature, spec: FeatureSpec, length: int, steps: np.ndarray
     spans = feature.spans()
     # Of an encoded tensor there is one string a step, whatever its shape.
     shape = () if spec.encoding != "none" or spec.kind == "image" else spec.shape
-    rows = _reshape(np.arange(len(spans)), ((length,) if spec.per_step else ()) + tuple(-1 if n is None else n for n in shape))
+    rows = _reshape(
+        np.arange(len(spans)), ((length,) if spec.per_step else ()) + tuple(-1 if n is None else n for n in shape)
+    )
     rows = rows if steps is None or not spec.per_step else rows[steps]
     chosen = feature.bytes_at(rows.reshape(-1))
     if spec.kind == "number":
@@ -100,7 +102,7 @@ def _strings(feature: Feature, spec: FeatureSpec, length: int, steps: np.ndarray
 def _unpack(encoded: bytes, spec: FeatureSpec) -> np.ndarray:
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     if spec.encoding == "zlib":
-        bound = 1 << 28 if None in spec.shape else int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
+        bound = 1 << 28 if spec.width is None else spec.width * dtype.itemsize
         try:
             encoded = zlib.decompressobj().decompress(encoded, bound + 1)
         except zlib.error as error:

@@ -5,8 +5,8 @@ An Example is a map from names to lists of bytes, float32 or int64 (TensorFlow, 
     Example { Features features = 1; }                Feature { oneof: BytesList 1 | FloatList 2 | Int64List 3 }
     Features { map<string, Feature> feature = 1; }    each list { repeated value = 1 }, numbers packed
 
-Nothing is decoded until it is asked for: a list of a hundred images costs a walk over a hundred lengths. What TensorFlow
-does not write (unknown fields, a name twice) is refused and not guessed at.
+Nothing is decoded until it is asked for: a list of a hundred images costs a walk over a hundred lengths. What
+TensorFlow does not write (unknown fields, a name twice) is refused and not guessed at.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ step; ``steps/action``: steps x width numbers). Integers and booleans become int
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,11 @@ class FeatureSpec:
         return self.key.removeprefix(STEPS)
 
     @property
+    def width(self) -> int | None:
+        """Numbers a step; None where that is left open."""
+        return None if None in self.shape or self.ragged else math.prod(n or 0 for n in self.shape)
+
+    @property
     def is_camera(self) -> bool:
         """Colour images of 8 bits, one a step."""
         return self.kind == "image" and self.dtype == "uint8" and self.shape[-1:] == (3,) and not self.ragged
@@ -74,7 +80,8 @@ def read_features(path: Path) -> dict[str, FeatureSpec]:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} describes no features ({type(error).__name__}: {error}). Copy it again from where the dataset came."
+            f"{path} describes no features ({type(error).__name__}: {error}). Copy it again from where the dataset "
+            "came."
         ) from error
     if not any(spec.per_step for spec in specs.values()):
         raise UserError(

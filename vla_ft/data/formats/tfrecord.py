@@ -34,9 +34,7 @@ class Record(NamedTuple):
 def frame(payload: bytes) -> bytes:
     """The payload as a record."""
     length = struct.pack("<Q", len(payload))
-    return b"".join(
-        (length, struct.pack("<I", masked_crc(length)), payload, struct.pack("<I", masked_crc(payload)))
-    )
+    return b"".join((length, struct.pack("<I", masked_crc(length)), payload, struct.pack("<I", masked_crc(payload))))
 
 
 def masked_crc(data: bytes) -> int:
