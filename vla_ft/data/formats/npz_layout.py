@@ -2,8 +2,10 @@
 
 An episode of T steps holds ``action`` float32 [T, A], ``proprio`` float32 [T, P], ``instruction`` uint8 (UTF-8), and
 for each camera either ``image_<camera>`` uint8 [T, H, W, 3] or, encoded one by one as JPEG or PNG,
-``image_<camera>.data`` uint8 (all images end to end) with ``image_<camera>.offsets`` int64 [T + 1]. ``dataset.json`` holds the description
-(names, units, fps, cameras) and the length of every episode, and is written last.
+``image_<camera>.data`` uint8 (all images end to end) with ``image_<camera>.offsets`` int64 [T + 1].
+
+``dataset.json`` holds the description (names, units, fps, cameras) and the length of every episode, and is written
+last.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class RldsReader(EpisodeReader):
             raise self._wrong(episode, spec.key, error) from error
 
     def _join(self, episode: int, specs: Sequence[FeatureSpec], steps: np.ndarray) -> np.ndarray:
-        parts = [self._leaf(episode, spec, steps).reshape(len(steps), -1) for spec in specs]
+        parts = [self._leaf(episode, spec, steps).reshape(len(steps), spec.width or 0) for spec in specs]
         return np.concatenate([np.empty((len(steps), 0), np.float32), *parts], axis=1, dtype=np.float32)
 
     def _images(self, episode: int, camera: str, steps: np.ndarray) -> np.ndarray:

@@ -78,11 +78,15 @@ def step_counter(specs: dict[str, FeatureSpec]) -> Callable[[dict[str, Feature]]
     """
     per_step = [s for s in specs.values() if s.per_step and not s.ragged]
     numbers = [(s.width, s.key) for s in per_step if s.kind == "number" and s.encoding == "none" and s.width]
-    strings = [(1, s.key) for s in per_step if s.encoding != "none" or (s.kind in ("image", "text") and s.width)]
+    strings = [(1, s.key) for s in per_step if _one_string(s)]
     if not numbers and not strings:
         raise UserError("features.json has no leaf of fixed width in every step, so the steps cannot be counted.")
     width, key = min(numbers or strings)
     return lambda features: features[key].count() // width
+
+
+def _one_string(spec: FeatureSpec) -> bool:
+    return spec.encoding != "none" or spec.kind == "image" or (spec.kind == "text" and not spec.shape)
 
 
 def _build(

@@ -125,9 +125,9 @@ def serialize_example(features: Mapping[str, Sequence[bytes] | np.ndarray]) -> b
     for name in sorted(features):
         values = features[name]
         if isinstance(values, np.ndarray) and values.dtype == np.float32:
-            tag, body = 2, _delimited(1, values.astype("<f4", copy=False).tobytes())
+            tag, body = 2, _packed(values.astype("<f4", copy=False).tobytes())
         elif isinstance(values, np.ndarray) and values.dtype == np.int64:
-            tag, body = 3, _delimited(1, b"".join(_encode_varint(int(v) & (2**64 - 1)) for v in values))
+            tag, body = 3, _packed(b"".join(_encode_varint(int(v) & (2**64 - 1)) for v in values))
         elif isinstance(values, np.ndarray):
             raise TypeError(f"feature '{name}' is {values.dtype}, expected float32, int64 or a sequence of bytes")
         else:
@@ -226,6 +226,11 @@ def _encode_varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def _packed(numbers: bytes) -> bytes:
+    """A list of numbers; protobuf leaves an empty one out."""
+    return _delimited(1, numbers) if numbers else b""
 
 
 def _delimited(field: int, payload: bytes) -> bytes:

@@ -56,9 +56,7 @@ class TfdsFolder:
 
 def is_tfds(path: Path) -> bool:
     """Whether a folder is a TFDS dataset: a version folder, or one above it."""
-    return path.is_dir() and any(
-        any(path.glob("/".join([*["*"] * depth, name]))) for depth in range(3) for name in (INFO, "*.tfrecord-*")
-    )
+    return path.is_dir() and any(_below(path, name, depth) for depth in range(3) for name in (INFO, "*.tfrecord-*"))
 
 
 def open_folder(path: Path) -> TfdsFolder:
@@ -88,7 +86,7 @@ def open_folder(path: Path) -> TfdsFolder:
 
 def _version_folder(path: Path) -> Path:
     for depth in range(3):
-        found = [info.parent for info in path.glob("/".join([*["*"] * depth, INFO]))]
+        found = [info.parent for info in _below(path, INFO, depth)]
         versions = all(_VERSION.fullmatch(f.name) for f in found)
         several = sorted({f.parent for f in found} if versions else found)
         if depth and len(several) > 1:
@@ -103,6 +101,12 @@ def _version_folder(path: Path) -> Path:
         f"No RLDS dataset at {path}: found {', '.join(seen) or 'nothing'}, expected <version>/{INFO} with its shards. "
         "Point data.path to the dataset's folder, or to one of its versions."
     )
+
+
+def _below(path: Path, name: str, depth: int) -> list[Path]:
+    """Files ``depth`` folders below ``path``. Hidden folders are TFDS's own, or a writer's that has not finished."""
+    # [!.] is what keeps the hidden ones out.
+    return list(path.glob("/".join([*["[!.]*"] * depth, name])))
 
 
 def _read_info(path: Path) -> dict[str, Any]:
