@@ -11,7 +11,6 @@ last.
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import struct
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_ft.data.formats.descriptions import load_described
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.errors import UserError
 
@@ -56,23 +56,20 @@ def episode_file(number: int) -> str:
 def read_dataset(folder: Path) -> tuple[DatasetDescription, np.ndarray]:
     """Description and lengths (int64 [episodes]) of a finished set. Raises UserError."""
     path = folder / DATASET
-    try:
-        content = json.loads(path.read_text())
-        if content["layout"] != LAYOUT:
-            raise ValueError(f"layout {content['layout']!r}, expected {LAYOUT!r}")
-        lengths = np.array(content["lengths"], dtype=np.int64)
-        if lengths.ndim != 1 or (lengths < 1).any():
-            raise ValueError("lengths that are no list of numbers above 0")
-        return DatasetDescription.from_json(content["description"]), lengths
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise UserError(
             f"{folder} has no {DATASET}. It is written when a set is finished: finish the conversion, or write it with "
             f'"layout": "{LAYOUT}", "description" and "lengths" (docs/data.md).'
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        )
+    content, description = load_described(path)
+    if content.get("layout") != LAYOUT:
+        raise UserError(f"{path} has layout {content.get('layout')!r}, expected {LAYOUT!r}. Write the set again.")
+    lengths = content.get("lengths")
+    if not isinstance(lengths, list) or not all(type(n) is int and 0 < n < 1 << 40 for n in lengths):
         raise UserError(
-            f"{path} describes no dataset ({type(error).__name__}: {error}). Restore it, or write the set again."
-        ) from error
+            f"{path}: 'lengths' is no list of numbers of steps above 0. Restore it, or write the set again."
+        )
+    return description, np.array(lengths, dtype=np.int64)
 
 
 def members(path: Path) -> dict[str, Member]:

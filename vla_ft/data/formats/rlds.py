@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.descriptions import load_described
 from vla_ft.data.formats.rlds_index import open_index
 from vla_ft.data.formats.rlds_rates import known_rate
 from vla_ft.data.formats.rlds_values import decode_image, image_size, values
@@ -71,7 +71,10 @@ class RldsReader(EpisodeReader):
         self.lengths = self._index.steps
         self._default_instruction = instruction
         self._last: tuple[int, dict[str, Feature]] | None = None
-        written = _read_sidecar(self.folder.path / SIDECAR)
+        sidecar = self.folder.path / SIDECAR
+        written = load_described(sidecar)[1] if sidecar.is_file() else None
+        if written is not None:
+            _check_written(self.folder.path, self.features, written)
         self._action = self._vector("action", action, ("action",))
         self._proprio = self._vector("proprio", proprio, _STATES)
         self._cameras = _choose_cameras(self.features, cameras)
@@ -253,6 +256,11 @@ class RldsReader(EpisodeReader):
         return "+".join(spec.key for spec in specs)
 
 
+def image_feature(camera: str) -> str:
+    """Where this project writes a camera; ``camera_name`` gives it back."""
+    return f"{_OBSERVATION}image" if camera == "primary" else f"{_OBSERVATION}{IMAGE_PREFIX}{camera}"
+
+
 def camera_name(feature: str) -> str:
     """The camera of an image feature: ``observation/image_top`` and ``observation/top_image`` are ``top``."""
     short = feature.removeprefix(_OBSERVATION)
@@ -275,6 +283,20 @@ def _choose_cameras(features: dict[str, FeatureSpec], asked: Sequence[str] | Non
     return {camera: present[camera] for camera in (sorted(present) if asked is None else asked)}
 
 
+def _check_written(path: Path, features: dict[str, FeatureSpec], written: DatasetDescription) -> None:
+    """What this project wrote has all that its description says. Raises UserError."""
+    expected = {"action": written.action_dim, "language_instruction": 1}
+    if written.proprio_dim:
+        expected["observation/state"] = written.proprio_dim
+    expected |= {image_feature(camera): height * width * 3 for camera, (height, width) in written.cameras.items()}
+    for key, width in expected.items():
+        if key not in features or features[key].width != width:
+            raise UserError(
+                f"{path}: {SIDECAR} and {FEATURES} do not agree on '{key}'. Restore the files from where they were "
+                "written."
+            )
+
+
 def _names(part: str, specs: Sequence[FeatureSpec]) -> tuple[str, ...]:
     names: list[str] = []
     for spec in specs:
@@ -282,15 +304,3 @@ def _names(part: str, specs: Sequence[FeatureSpec]) -> tuple[str, ...]:
         stem = part if len(specs) == 1 else spec.name.rpartition("/")[2]
         names += [stem] if width == 1 and len(specs) > 1 else [f"{stem}_{i}" for i in range(width)]
     return tuple(names)
-
-
-def _read_sidecar(path: Path) -> DatasetDescription | None:
-    if not path.is_file():
-        return None
-    try:
-        return DatasetDescription.from_json(json.loads(path.read_text())["description"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{path} holds no description ({type(error).__name__}: {error}). Copy it again, or remove it and say "
-            "data.fps."
-        ) from error

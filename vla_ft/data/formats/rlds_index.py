@@ -11,7 +11,6 @@ import hashlib
 import os
 import secrets
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,13 @@ def step_counter(specs: dict[str, FeatureSpec]) -> Callable[[dict[str, Feature]]
     if not numbers and not strings:
         raise UserError("features.json has no leaf of fixed width in every step, so the steps cannot be counted.")
     width, key = min(numbers or strings)
-    return lambda features: features[key].count() // width
+    return lambda features: _steps(features[key].count(), width, key)
+
+
+def _steps(count: int, width: int, key: str) -> int:
+    if count % width:
+        raise WireError(f"{key} holds {count} values, expected {width} a step")
+    return count // width
 
 
 def _one_string(spec: FeatureSpec) -> bool:
@@ -133,10 +138,8 @@ def _places(folder: Path, split: str) -> tuple[Path, Path]:
 def _load(folder: Path, split: str, identity: str) -> dict[str, np.ndarray] | None:
     """The index that is kept for exactly these shards. It is a cache: anything else is made again."""
     for path in _places(folder, split):
-        with (
-            contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
-            np.load(path, allow_pickle=False) as kept,
-        ):
+        # Whatever a damaged file makes NumPy and zipfile stumble over: there is none then.
+        with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as kept:
             if kept["identity"].item() == identity:
                 return {name: kept[name] for name in (*_COLUMNS, _CRC)}
     return None

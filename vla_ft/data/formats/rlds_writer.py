@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vla_ft.data.formats.base import DatasetWriter
-from vla_ft.data.formats.rlds import SIDECAR
+from vla_ft.data.formats.rlds import SIDECAR, image_feature
 from vla_ft.data.formats.tf_example import serialize_example
 from vla_ft.data.formats.tfds_features import features_json, image, tensor, text
 from vla_ft.data.formats.tfds_folder import FEATURES, INFO
@@ -92,10 +92,12 @@ class RldsWriter(DatasetWriter):
             raise ValueError("an episode without steps cannot be written")
         record = frame(serialize_example(self._features(rows, instruction)))
         with explained(self._work):
-            if not self._shards or self._shards[-1].stat().st_size >= self.shard_bytes:
-                self._shards.append(self._work / f"shard-{len(self._shards):05d}")
-                self._counts.append(0)
-            _append(self._shards[-1], record)
+            is_new = not self._shards or self._shards[-1].stat().st_size >= self.shard_bytes
+            shard = self._work / f"shard-{len(self._shards):05d}" if is_new else self._shards[-1]
+            _append(shard, record)
+        if is_new:
+            self._shards.append(shard)
+            self._counts.append(0)
         self._counts[-1] += 1
         self.done += 1
 
@@ -149,7 +151,7 @@ class RldsWriter(DatasetWriter):
         if self.description.proprio_dim:
             features["observation/state"] = np.concatenate(rows["proprio"])
         for camera in self.description.cameras:
-            features[_image_feature(camera)] = rows[IMAGE_PREFIX + camera]
+            features[image_feature(camera)] = rows[IMAGE_PREFIX + camera]
         return {f"steps/{name}": values for name, values in features.items()}
 
     def _nodes(self) -> dict[str, dict[str, Any]]:
@@ -159,7 +161,7 @@ class RldsWriter(DatasetWriter):
         if self.description.proprio_dim:
             nodes["observation/state"] = tensor((self.description.proprio_dim,), "float32")
         for camera, size in self.description.cameras.items():
-            nodes[_image_feature(camera)] = image(size, self.image_format)
+            nodes[image_feature(camera)] = image(size, self.image_format)
         return nodes
 
     def _info(self) -> dict[str, Any]:
@@ -221,11 +223,9 @@ def _append(shard: Path, record: bytes) -> None:
             os.fsync(file.fileno())
         except BaseException:
             os.ftruncate(file.fileno(), before)
+            if not before:
+                shard.unlink()
             raise
-
-
-def _image_feature(camera: str) -> str:
-    return "observation/image" if camera == "primary" else f"observation/{IMAGE_PREFIX}{camera}"
 
 
 def _tfds_name(name: str) -> str:
