@@ -285,12 +285,16 @@ def _choose_cameras(features: dict[str, FeatureSpec], asked: Sequence[str] | Non
 
 def _check_written(path: Path, features: dict[str, FeatureSpec], written: DatasetDescription) -> None:
     """What this project wrote has all that its description says. Raises UserError."""
-    expected = {"action": written.action_dim, "language_instruction": 1}
+    expected: dict[str, tuple[str, int]] = {
+        "action": ("number", written.action_dim),
+        "language_instruction": ("text", 1),
+    }
     if written.proprio_dim:
-        expected["observation/state"] = written.proprio_dim
-    expected |= {image_feature(camera): height * width * 3 for camera, (height, width) in written.cameras.items()}
-    for key, width in expected.items():
-        if key not in features or features[key].width != width:
+        expected["observation/state"] = ("number", written.proprio_dim)
+    for camera, (height, width) in written.cameras.items():
+        expected[image_feature(camera)] = ("image", height * width * 3)
+    for key, wanted in expected.items():
+        if key not in features or (features[key].kind, features[key].width) != wanted:
             raise UserError(
                 f"{path}: {SIDECAR} and {FEATURES} do not agree on '{key}'. Restore the files from where they were "
                 "written."

@@ -1,0 +1,220 @@
+"""RLDS: our reader against tf.data on the same shards, checksums on, in processes that alternate (A B A B ...).
+
+    python benchmarks/rlds_reading.py write FOLDER            # one dataset, 224 x 224 JPEG
+    python benchmarks/rlds_reading.py compare FOLDER/1.0.0 --tf-python OTHER/bin/python --output JSON
+    python benchmarks/rlds_reading.py scale FOLDER --output JSON
+
+``compare`` runs each reader in a process of its own; tf.data's interpreter needs tensorflow alone. Both go over every
+record: framing, checksums, the lists of every feature, numbers as arrays, images left encoded. ``scale`` writes sets of
+1 to 100,000 small episodes and measures the first sample once indexed, and resident memory over random samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EPISODES, STEPS, IMAGE = 40, 60, (224, 224)
+
+
+def write(folder: Path) -> None:
+    """40 episodes of 60 steps: one JPEG of quality 95, 7 actions, 8 states a step."""
+    import numpy as np
+
+    from vla_ft.data.formats.rlds_writer import RldsWriter
+
+    rng = np.random.default_rng(0)
+    writer = RldsWriter(folder, describe(IMAGE), image_format="jpeg", shard_bytes=16 << 20)
+    rows, columns = np.mgrid[: IMAGE[0], : IMAGE[1]]
+
+    def steps():
+        phases = rng.uniform(0, 6, 3)
+        for step in range(STEPS):
+            waves = [127 + 90 * np.sin(rows / 17 + columns / 29 + p + step / 9) for p in phases]
+            image = np.clip(np.stack(waves, -1) + rng.normal(scale=6, size=(*IMAGE, 3)), 0, 255).astype(np.uint8)
+            yield {"action": rng.normal(size=7), "proprio": rng.normal(size=8), "image_primary": image}
+
+    while writer.done < EPISODES:
+        writer.add(steps(), "put the spoon on the towel")
+    print(writer.finish())
+
+
+def describe(size: tuple[int, int]):
+    """A description for generated sets."""
+    from vla_ft.data.sample import DatasetDescription
+
+    return DatasetDescription(
+        name="bench", cameras={"primary": size}, fps=10, action_kind="end_effector", action_mode="delta", gripper="",
+        action_names=tuple("abcdefg"), action_units=("",) * 7, proprio_names=tuple("abcdefgh"), proprio_units=("",) * 8,
+    )  # fmt: skip
+
+
+def read_ours(folder: Path) -> int:
+    """Frames parsed: every list of every record, numbers as arrays, every image's bytes as an object."""
+    from vla_ft.data.formats.tf_example import parse_example
+    from vla_ft.data.formats.tfrecord import scan
+
+    frames = 0
+    for shard in sorted(folder.glob("*.tfrecord-*")):
+        for _, payload in scan(shard):
+            features = parse_example(payload)
+            for feature in features.values():
+                values = {"bytes": feature.bytes_at, "float": feature.floats, "int64": feature.ints}[feature.kind]()
+            frames += len(features["steps/is_first"].ints())
+            del values
+    return frames
+
+
+def read_tf(folder: Path) -> int:
+    """The same by tf.data, two records in parallel, as TFDS parses them (all features known beforehand)."""
+    import tensorflow as tf
+
+    spec = {
+        f"steps/{name}": tf.io.FixedLenSequenceFeature(shape, dtype, allow_missing=True)
+        for name, shape, dtype in (
+            ("observation/image", (), tf.string), ("observation/state", (8,), tf.float32), ("action", (7,), tf.float32),
+            ("language_instruction", (), tf.string), ("reward", (), tf.float32), ("discount", (), tf.float32),
+            ("is_first", (), tf.int64), ("is_last", (), tf.int64), ("is_terminal", (), tf.int64),
+        )
+    }  # fmt: skip
+    shards = sorted(map(str, folder.glob("*.tfrecord-*")))
+    dataset = tf.data.TFRecordDataset(shards).map(lambda r: tf.io.parse_single_example(r, spec), num_parallel_calls=2)
+    return sum(int(episode["steps/is_first"].shape[0]) for episode in dataset.prefetch(2))
+
+
+def one(kind: str, folder: Path) -> None:
+    """A measurement in this process: JSON on the last line of standard output."""
+    read = {"ours": read_ours, "tf": read_tf}[kind]
+    read(folder)  # warm: imports, page cache, graph
+    started, used = time.perf_counter(), time.process_time()
+    frames = sum(read(folder) for _ in range(3))
+    result = {
+        "kind": kind,
+        "frames": frames,
+        "frames_per_second": frames / (time.perf_counter() - started),
+        "frames_per_cpu_second": frames / (time.process_time() - used),
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    print(json.dumps(result))
+
+
+def compare(folder: Path, tf_python: str, rounds: int) -> dict:
+    """Alternating processes; medians and the paired ratios."""
+    runs = []
+    for _ in range(rounds):
+        for kind, python in (("ours", sys.executable), ("tf", tf_python)):
+            environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+            command = [python, __file__, "one", kind, str(folder)]
+            done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            runs.append(json.loads(done.stdout.splitlines()[-1]) | {"load": os.getloadavg()[0]})
+            print(runs[-1], flush=True)
+    ours, tf = runs[::2], runs[1::2]
+    ratios = {
+        name: statistics.median(a[name] / b[name] for a, b in zip(ours, tf, strict=True))
+        for name in ("frames_per_second", "frames_per_cpu_second", "peak_rss_mib")
+    }
+    version = subprocess.run(
+        [tf_python, "-c", "import tensorflow; print(tensorflow.__version__)"], capture_output=True, text=True
+    )
+    medians = {
+        kind: {name: statistics.median(r[name] for r in runs if r["kind"] == kind) for name in ratios}
+        for kind in ("ours", "tf")
+    }
+    return {"median_ratio_ours_to_tf": ratios, "median": medians, "tensorflow": version.stdout.strip(), "runs": runs}
+
+
+def scale(folder: Path) -> dict:
+    """First sample and resident memory by number of episodes, each in a fresh process."""
+    results = []
+    for episodes in (1, 100, 10_000, 100_000):
+        path = folder / f"episodes_{episodes}"
+        for mode in ("index", "again"):
+            command = [sys.executable, __file__, "scale-one", str(path), str(episodes), mode]
+            done = subprocess.run(
+                command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, stdout=subprocess.PIPE
+            )
+            results.append(json.loads(done.stdout.splitlines()[-1]) | {"load": os.getloadavg()[0]})
+            print(results[-1], flush=True)
+    return {"runs": results}
+
+
+def scale_one(path: Path, episodes: int, mode: str) -> None:
+    """Write the set when it is not there; then open it, read one sample, then 3,000 random ones."""
+    import numpy as np
+    import psutil
+
+    if not path.exists():
+        write_small(path, episodes)
+    process = psutil.Process()
+    from vla_ft.data.formats.rlds import RldsReader
+    from vla_ft.data.windows import WindowSpec, build_sample
+
+    rng = np.random.default_rng(0)
+    imported = process.memory_info().rss
+    started = time.perf_counter()
+    reader = RldsReader(path)
+    build_sample(reader, episodes // 2, 1, WindowSpec(action_horizon=8), ("image_primary", "proprio"))
+    first, memory = time.perf_counter() - started, []
+    for count in range(3000):
+        episode = int(rng.integers(episodes))
+        step = int(rng.integers(reader.lengths[episode]))
+        build_sample(reader, episode, step, WindowSpec(action_horizon=8), ("image_primary", "proprio"))
+        if count % 1000 == 999:
+            memory.append(process.memory_info().rss / 2**20)
+    result = {"episodes": episodes, "mode": mode, "first_sample_s": first, "rss_mib_after_import": imported / 2**20}
+    print(json.dumps(result | {"rss_mib_after_1000_2000_3000_samples": memory}))
+
+
+def write_small(path: Path, episodes: int) -> None:
+    """Episodes of 5 steps with 16 x 16 images. The records are those of our writer; one fsync each would take hours."""
+    import numpy as np
+
+    from vla_ft.data.formats import rlds_writer
+
+    rlds_writer.os.fsync = lambda _: None
+    rng = np.random.default_rng(0)
+    writer = rlds_writer.RldsWriter(path, describe((16, 16)), image_format="jpeg")
+    images = [np.full((16, 16, 3), i, dtype=np.uint8) for i in range(5)]
+    while writer.done < episodes:
+        rows = rng.normal(size=(5, 15))
+        writer.add(
+            [{"action": r[:7], "proprio": r[7:], "image_primary": i} for r, i in zip(rows, images, strict=True)], "go"
+        )
+    writer.finish()
+
+
+def main() -> None:
+    """Run what the first word says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["write", "compare", "scale", "one", "scale-one"])
+    parser.add_argument("words", nargs="+")
+    parser.add_argument("--tf-python", default=sys.executable)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    if options.what == "write":
+        return write(Path(options.words[0]))
+    if options.what == "one":
+        return one(options.words[0], Path(options.words[1]))
+    if options.what == "scale-one":
+        return scale_one(Path(options.words[0]), int(options.words[1]), options.words[2])
+    folder = Path(options.words[0])
+    result = compare(folder, options.tf_python, options.rounds) if options.what == "compare" else scale(folder)
+    machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
+    if options.output:
+        options.output.write_text(json.dumps({"machine": machine, **result}, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if k != "runs"}, indent=1))
+    return None
+
+
+if __name__ == "__main__":
+    main()
