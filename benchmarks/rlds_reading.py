@@ -1,12 +1,13 @@
-"""RLDS: our reader against tf.data on the same shards, checksums on, in processes that alternate (A B A B ...).
+"""RLDS: our reader against tf.data and TFDS on the same shards, checksums on, in processes that alternate.
 
     python benchmarks/rlds_reading.py write FOLDER            # one dataset, 224 x 224 JPEG
     python benchmarks/rlds_reading.py compare FOLDER/1.0.0 --tf-python OTHER/bin/python --output JSON
     python benchmarks/rlds_reading.py scale FOLDER --output JSON
 
-``compare`` runs each reader in a process of its own; tf.data's interpreter needs tensorflow alone. Both go over every
-record: framing, checksums, the lists of every feature, numbers as arrays, images left encoded. ``scale`` writes sets of
-1 to 100,000 small episodes and measures the first sample once indexed, and resident memory over random samples.
+``compare`` runs each reader in a process of its own; the other interpreter needs tensorflow and tensorflow-datasets.
+All go over every record: framing, checksums, the lists of every feature, numbers as arrays, images left encoded.
+``scale`` writes sets of 1 to 100,000 small episodes and measures the first sample once indexed, and resident memory
+over random samples.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EPISODES, STEPS, IMAGE = 40, 60, (224, 224)
+PASSES = 20
 
 
 def write(folder: Path) -> None:
@@ -58,24 +60,23 @@ def describe(size: tuple[int, int]):
     )  # fmt: skip
 
 
-def read_ours(folder: Path) -> int:
-    """Frames parsed: every list of every record, numbers as arrays, every image's bytes as an object."""
+def read_ours(folder: Path, passes: int) -> int:
+    """Frames parsed: every list of every record, numbers as arrays, every string and image located in the record."""
     from vla_ft.data.formats.tf_example import parse_example
     from vla_ft.data.formats.tfrecord import scan
 
     frames = 0
-    for shard in sorted(folder.glob("*.tfrecord-*")):
+    for shard in sorted(folder.glob("*.tfrecord-*")) * passes:
         for _, payload in scan(shard):
             features = parse_example(payload)
             for feature in features.values():
-                values = {"bytes": feature.bytes_at, "float": feature.floats, "int64": feature.ints}[feature.kind]()
+                {"bytes": feature.spans, "float": feature.floats, "int64": feature.ints}[feature.kind]()
             frames += len(features["steps/is_first"].ints())
-            del values
     return frames
 
 
-def read_tf(folder: Path) -> int:
-    """The same by tf.data, two records in parallel, as TFDS parses them (all features known beforehand)."""
+def read_tf(folder: Path, passes: int) -> int:
+    """The same by plain tf.data, two records in parallel, all features known beforehand."""
     import tensorflow as tf
 
     spec = {
@@ -87,16 +88,28 @@ def read_tf(folder: Path) -> int:
         )
     }  # fmt: skip
     shards = sorted(map(str, folder.glob("*.tfrecord-*")))
-    dataset = tf.data.TFRecordDataset(shards).map(lambda r: tf.io.parse_single_example(r, spec), num_parallel_calls=2)
-    return sum(int(episode["steps/is_first"].shape[0]) for episode in dataset.prefetch(2))
+    dataset = tf.data.TFRecordDataset(shards).repeat(passes)
+    dataset = dataset.map(lambda record: tf.io.parse_single_example(record, spec), num_parallel_calls=2).prefetch(2)
+    return sum(int(episode["steps/is_first"].shape[0]) for episode in dataset)
+
+
+def read_tfds(folder: Path, passes: int) -> int:
+    """The same by TFDS with its own settings, images left encoded: what the published RLDS loaders start from."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(folder))
+    dataset = builder.as_dataset(split="train", decoders={"steps": tfds.decode.SkipDecoding()})
+    return sum(int(episode["steps"]["is_first"].shape[0]) for episode in dataset.repeat(passes))
+
+
+READERS = {"ours": read_ours, "tf": read_tf, "tfds": read_tfds}
 
 
 def one(kind: str, folder: Path) -> None:
     """A measurement in this process: JSON on the last line of standard output."""
-    read = {"ours": read_ours, "tf": read_tf}[kind]
-    read(folder)  # warm: imports, page cache, graph
+    READERS[kind](folder, 1)  # warm: imports, page cache, graph
     started, used = time.perf_counter(), time.process_time()
-    frames = sum(read(folder) for _ in range(3))
+    frames = READERS[kind](folder, PASSES)
     result = {
         "kind": kind,
         "frames": frames,
@@ -108,28 +121,31 @@ def one(kind: str, folder: Path) -> None:
 
 
 def compare(folder: Path, tf_python: str, rounds: int) -> dict:
-    """Alternating processes; medians and the paired ratios."""
+    """Alternating processes; medians and the medians of the paired ratios."""
     runs = []
     for _ in range(rounds):
-        for kind, python in (("ours", sys.executable), ("tf", tf_python)):
+        for kind in READERS:
             environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
-            command = [python, __file__, "one", kind, str(folder)]
+            command = [sys.executable if kind == "ours" else tf_python, __file__, "one", kind, str(folder)]
             done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
             runs.append(json.loads(done.stdout.splitlines()[-1]) | {"load": os.getloadavg()[0]})
             print(runs[-1], flush=True)
-    ours, tf = runs[::2], runs[1::2]
+    names = ("frames_per_second", "frames_per_cpu_second", "peak_rss_mib")
+    by_kind = {kind: [run for run in runs if run["kind"] == kind] for kind in READERS}
     ratios = {
-        name: statistics.median(a[name] / b[name] for a, b in zip(ours, tf, strict=True))
-        for name in ("frames_per_second", "frames_per_cpu_second", "peak_rss_mib")
+        f"ours_to_{kind}": {
+            name: statistics.median(a[name] / b[name] for a, b in zip(by_kind["ours"], by_kind[kind], strict=True))
+            for name in names
+        }
+        for kind in ("tf", "tfds")
     }
-    version = subprocess.run(
-        [tf_python, "-c", "import tensorflow; print(tensorflow.__version__)"], capture_output=True, text=True
-    )
-    medians = {
-        kind: {name: statistics.median(r[name] for r in runs if r["kind"] == kind) for name in ratios}
-        for kind in ("ours", "tf")
-    }
-    return {"median_ratio_ours_to_tf": ratios, "median": medians, "tensorflow": version.stdout.strip(), "runs": runs}
+    medians = {kind: {n: statistics.median(r[n] for r in found) for n in names} for kind, found in by_kind.items()}
+    code = "import tensorflow as a, tensorflow_datasets as b; print(a.__version__, b.__version__)"
+    versions = subprocess.run([tf_python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return {
+        "median_ratio": ratios, "median": medians, "tensorflow": versions[0], "tensorflow_datasets": versions[1],
+        "runs": runs,
+    }  # fmt: skip
 
 
 def scale(folder: Path) -> dict:
@@ -198,7 +214,7 @@ def main() -> None:
     parser.add_argument("what", choices=["write", "compare", "scale", "one", "scale-one"])
     parser.add_argument("words", nargs="+")
     parser.add_argument("--tf-python", default=sys.executable)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.what == "write":

@@ -178,7 +178,7 @@ def test_rlds_records_with_right_checksums(rlds_set: Path, tmp_path: Path, cases
 
     def one(place: Path, case: int, rng: random.Random) -> str:
         shard = place / f"toy_set-train.tfrecord-00000-of-{len(list(place.glob('*.tfrecord-*'))):05d}"
-        records = [payload for _, payload in scan(shard)]
+        records = [bytes(payload) for _, payload in scan(shard)]
         records[0] = change_bytes(records[0], rng)
         shard.write_bytes(b"".join(map(frame, records)))
         try:

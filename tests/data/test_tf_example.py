@@ -95,6 +95,14 @@ def test_changed_bytes_are_refused_or_read_as_protobuf_reads_them(data) -> None:
         pytest.fail("protobuf refuses what we read")
 
 
+def test_features_point_into_the_record_they_were_read_from() -> None:
+    serialized = serialize_example(FEATURES)
+    feature = parse_example(memoryview(serialized))["steps/observation/image"]
+    assert feature.bytes_at() == FEATURES["steps/observation/image"]
+    (begin, end), *_ = feature.spans()
+    assert serialized[begin:end] == b"\xff" * 300
+
+
 def test_values_at_places_and_wrong_kinds() -> None:
     features = parse_example(serialize_example(FEATURES))
     images = features["steps/observation/image"]

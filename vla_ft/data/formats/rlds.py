@@ -108,10 +108,17 @@ class RldsReader(EpisodeReader):
 
     def instruction(self, episode: int) -> str:
         """The first instruction of the episode's steps that is not empty."""
+        return self._first_text(episode, None)
+
+    def instruction_at(self, episode: int, step: int) -> str:
+        """The instruction at a step, in datasets that change it on the way."""
+        return self._first_text(episode, np.array([step]))
+
+    def _first_text(self, episode: int, steps: np.ndarray | None) -> str:
         spec = self._instruction_spec
         if spec is None or not self.lengths[episode]:
             return self._default_instruction
-        found = self._leaf(episode, spec, None)
+        found = self._leaf(episode, spec, steps)
         if spec.kind == "number":  # characters in a row of fixed width, filled up with zeros (language_table)
             found = np.array(["".join(map(chr, row[row > 0])) for row in found.reshape(-1, found.shape[-1])], object)
         return next((text for text in found.reshape(-1) if text.strip()), self._default_instruction)

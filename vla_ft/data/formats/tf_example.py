@@ -32,31 +32,34 @@ class WireError(ValueError):
 class Feature:
     """One list of a record: ``kind`` and where its bytes lie in ``buffer``."""
 
-    buffer: bytes
+    buffer: bytes | memoryview
     kind: Kind
     start: int
     end: int
 
-    def spans(self) -> np.ndarray:
-        """Begin and end of every value of a bytes list, int64 [n, 2], into ``buffer``."""
+    def spans(self) -> list[tuple[int, int]]:
+        """Begin and end of every value of a bytes list, into ``buffer``."""
         self._expect("bytes")
         buffer, position, end = self.buffer, self.start, self.end
         spans: list[tuple[int, int]] = []
         while position < end:
-            if buffer[position] != _FIELD_1:
+            if buffer[position] != _FIELD_1 or position + 1 == end:
                 raise WireError(f"tag {buffer[position]} at byte {position} of a bytes list, expected {_FIELD_1}")
-            size, begin = _varint(buffer, position + 1, end)
+            # Written out: this loop is what parsing costs. Short strings have lengths of one byte, images of three.
+            size, begin = buffer[position + 1], position + 2
+            if size > 0x7F:
+                size, begin = _varint(buffer, position + 1, end)
             position = begin + size
             if position > end:
                 raise WireError(f"a value of {size} bytes at byte {begin} reaches beyond its list")
             spans.append((begin, position))
-        return np.array(spans, dtype=np.int64).reshape(-1, 2)
+        return spans
 
     def bytes_at(self, places: Sequence[int] | np.ndarray | None = None) -> list[bytes]:
         """Values of a bytes list: all, or those at ``places``."""
         spans = self.spans()
-        chosen = spans if places is None else spans[np.asarray(places, dtype=np.int64)]
-        return [self.buffer[a:b] for a, b in chosen.tolist()]
+        chosen = spans if places is None else [spans[place] for place in places]
+        return [bytes(self.buffer[a:b]) for a, b in chosen]
 
     def floats(self) -> np.ndarray:
         """Values of a float list, float32 [n]; a view where they lie in one piece."""
@@ -107,8 +110,8 @@ class Feature:
             raise WireError(f"the list holds {self.kind} values, expected {kind}")
 
 
-def parse_example(record: bytes) -> dict[str, Feature]:
-    """The features of a serialized Example by name. Raises WireError."""
+def parse_example(record: bytes | memoryview) -> dict[str, Feature]:
+    """The features of a serialized Example by name; they point into ``record``. Raises WireError."""
     features: dict[str, Feature] = {}
     for start, end in _fields(record, 0, len(record), "an Example"):
         for a, b in _fields(record, start, end, "Features"):
@@ -136,7 +139,7 @@ def serialize_example(features: Mapping[str, Sequence[bytes] | np.ndarray]) -> b
     return _delimited(1, b"".join(entries))
 
 
-def _entry(record: bytes, start: int, end: int) -> tuple[str, Feature]:
+def _entry(record: bytes | memoryview, start: int, end: int) -> tuple[str, Feature]:
     """One entry of the map: field 1 is the name, field 2 the feature."""
     name: str | None = None
     feature: Feature | None = None
@@ -145,7 +148,7 @@ def _entry(record: bytes, start: int, end: int) -> tuple[str, Feature]:
         field, a, position = _field(record, position, end)
         if field == 1 and name is None:
             try:
-                name = record[a:position].decode()
+                name = bytes(record[a:position]).decode()
             except UnicodeDecodeError as error:
                 raise WireError(f"the name at byte {a} is no UTF-8") from error
         elif field == 2 and feature is None:
@@ -157,7 +160,7 @@ def _entry(record: bytes, start: int, end: int) -> tuple[str, Feature]:
     return name, feature
 
 
-def _feature(record: bytes, start: int, end: int) -> Feature:
+def _feature(record: bytes | memoryview, start: int, end: int) -> Feature:
     if start == end:
         return Feature(record, "empty", start, end)
     field, a, b = _field(record, start, end)
@@ -166,7 +169,7 @@ def _feature(record: bytes, start: int, end: int) -> Feature:
     return Feature(record, _KINDS[field], a, b)
 
 
-def _fields(record: bytes, start: int, end: int, what: str) -> list[tuple[int, int]]:
+def _fields(record: bytes | memoryview, start: int, end: int, what: str) -> list[tuple[int, int]]:
     """Spans of the repeated field 1."""
     spans = []
     position = start
@@ -178,7 +181,7 @@ def _fields(record: bytes, start: int, end: int, what: str) -> list[tuple[int, i
     return spans
 
 
-def _field(record: bytes, position: int, end: int) -> tuple[int, int, int]:
+def _field(record: bytes | memoryview, position: int, end: int) -> tuple[int, int, int]:
     """(number, begin, end) of a length-delimited field."""
     tag, position = _varint(record, position, end)
     if tag & 7 != _LENGTH_DELIMITED:
@@ -189,7 +192,7 @@ def _field(record: bytes, position: int, end: int) -> tuple[int, int, int]:
     return tag >> 3, begin, begin + size
 
 
-def _varint(buffer: bytes, position: int, end: int) -> tuple[int, int]:
+def _varint(buffer: bytes | memoryview, position: int, end: int) -> tuple[int, int]:
     """(value, next position)."""
     value = shift = 0
     while position < end and shift < 70:

@@ -20,7 +20,6 @@ from vla_ft.errors import UserError
 
 HEADER, FOOTER = 12, 4
 _MASK_DELTA = 0xA282EAD8
-_BLOCK = 1 << 22
 
 
 class Record(NamedTuple):
@@ -37,7 +36,7 @@ def frame(payload: bytes) -> bytes:
     return b"".join((length, struct.pack("<I", masked_crc(length)), payload, struct.pack("<I", masked_crc(payload))))
 
 
-def masked_crc(data: bytes) -> int:
+def masked_crc(data: bytes | np.ndarray) -> int:
     """Masked CRC-32C of ``data``, uint32."""
     crc = _crc32c()(data)
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
@@ -45,32 +44,43 @@ def masked_crc(data: bytes) -> int:
 
 def read_payload(path: Path, record: Record, number: int | None = None) -> bytes:
     """The payload of a record, its sum checked. Raises UserError naming the file and the record."""
-    data = _read_at(path, record.offset, record.size + FOOTER)
-    if len(data) < record.size + FOOTER:
-        raise _damaged(path, number, f"the file ends {record.size + FOOTER - len(data)} bytes too early")
-    payload, stored = data[: record.size], struct.unpack("<I", data[record.size :])[0]
-    if stored != record.crc or masked_crc(payload) != stored:
+    with _open(path) as file:
+        payload = os.pread(file.fileno(), record.size, record.offset)
+        while len(payload) < record.size:  # the kernel cuts reads above 2 GiB
+            more = os.pread(file.fileno(), record.size - len(payload), record.offset + len(payload))
+            if not more:
+                raise _damaged(path, number, f"the file ends {record.size - len(payload)} bytes too early")
+            payload += more
+    if masked_crc(payload) != record.crc:
         raise _damaged(path, number, f"the checksum of its {record.size} bytes is not the stored one")
     return payload
 
 
-def scan(path: Path, payloads: bool = True) -> Iterator[tuple[Record, bytes]]:
-    """Every record of a file in order, one in memory at a time. Raises UserError at the first that is damaged.
+def scan(path: Path, payloads: bool = True) -> Iterator[tuple[Record, memoryview]]:
+    """Every record of a file in order. Raises UserError at the first that is damaged.
 
-    Without ``payloads`` their bytes are neither read nor checked, and come back empty.
+    A payload is valid until the next one is asked for: they share one buffer, because fresh memory for every record
+    costs several times what reading and checking it does. Without ``payloads`` their bytes are neither read nor
+    checked, and come back empty.
     """
     size = _size(path)
     offset = number = 0
+    buffer = np.empty(HEADER, dtype=np.uint8)
     with _open(path) as file:
         while offset < size:
-            header = _read_descriptor(file.fileno(), offset, HEADER)
+            header = os.pread(file.fileno(), HEADER, offset)
             length = _length(path, number, header, size - offset)
             offset += HEADER
-            data = _read_descriptor(file.fileno(), offset if payloads else offset + length, length * payloads + FOOTER)
-            payload, crc = data[:-FOOTER], struct.unpack("<I", data[-FOOTER:])[0]
+            wanted = length * payloads + FOOTER
+            if len(buffer) < wanted:
+                buffer = np.empty(2 * wanted, dtype=np.uint8)
+            _fill(path, number, file.fileno(), buffer[:wanted], offset if payloads else offset + length)
+            frozen = buffer[:wanted]
+            frozen.flags.writeable = False
+            payload, crc = frozen[:-FOOTER], int(frozen[-FOOTER:].view("<u4")[0])
             if payloads and masked_crc(payload) != crc:
                 raise _damaged(path, number, f"the checksum of its {length} bytes is not the stored one")
-            yield Record(offset, length, crc), payload
+            yield Record(offset, length, crc), payload.data
             offset += length + FOOTER
             number += 1
 
@@ -101,7 +111,7 @@ def _length(path: Path, number: int, header: bytes, left: int) -> int:
 
 
 @cache
-def _crc32c() -> Callable[[bytes], int]:
+def _crc32c() -> Callable[[bytes | np.ndarray], int]:
     # Not at the top: the formats that need no sums work where this wheel is missing.
     try:
         import google_crc32c
@@ -115,8 +125,7 @@ def _crc32c() -> Callable[[bytes], int]:
             "The installed google-crc32c has no compiled part and would take minutes a gigabyte. Install its wheel for "
             "this machine."
         )
-    # It takes no memoryview but any NumPy array, without a copy.
-    return lambda data: google_crc32c.value(np.frombuffer(data, dtype=np.uint8)) if len(data) else 0
+    return google_crc32c.value  # type: ignore[no-any-return]
 
 
 def _damaged(path: Path, number: int | None, what: str) -> UserError:
@@ -138,17 +147,11 @@ def _size(path: Path) -> int:
         raise UserError(f"Cannot read {path}: {error.strerror}. Expected a shard of the dataset there.") from error
 
 
-def _read_at(path: Path, offset: int, size: int) -> bytes:
-    with _open(path) as file:
-        return _read_descriptor(file.fileno(), offset, size)
-
-
-def _read_descriptor(descriptor: int, offset: int, size: int) -> bytes:
-    """Bytes from ``offset``, fewer at the file's end. One call mostly; the kernel cuts reads above 2 GiB."""
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size:
-        more = os.pread(descriptor, size - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return data
+def _fill(path: Path, number: int, descriptor: int, target: np.ndarray, offset: int) -> None:
+    """Fill ``target`` (uint8) from ``offset``. Raises UserError at the file's end."""
+    done = 0
+    while done < len(target):
+        count = os.preadv(descriptor, [target[done:].data], offset + done)
+        if not count:
+            raise _damaged(path, number, f"the file ends {len(target) - done} bytes too early")
+        done += count
