@@ -16,7 +16,8 @@ import pytest
 
 from vla_ft.data.formats import rlds_index
 from vla_ft.data.formats.registry import open_dataset
-from vla_ft.data.formats.rlds import RldsReader, camera_name
+from vla_ft.data.formats.rlds import RldsReader
+from vla_ft.data.formats.rlds_mapping import camera_name
 from vla_ft.data.formats.rlds_rates import known_rate
 from vla_ft.data.formats.rlds_values import decode_image
 from vla_ft.data.formats.tf_example import parse_example, serialize_example

@@ -12,6 +12,7 @@ import numpy as np
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.descriptions import load_described
 from vla_ft.data.formats.rlds_index import open_index
+from vla_ft.data.formats.rlds_mapping import SIDECAR, check_written, choose_cameras, dimension_names
 from vla_ft.data.formats.rlds_rates import known_rate
 from vla_ft.data.formats.rlds_values import decode_image, image_size, values
 from vla_ft.data.formats.tf_example import Feature, WireError, parse_example
@@ -20,9 +21,6 @@ from vla_ft.data.formats.tfds_folder import FEATURES, open_folder
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
 from vla_ft.errors import UserError, unknown
 
-SIDECAR = "vla_ft.json"
-"""Beside the shards of what this project wrote: the description, which TFDS has no place for."""
-_OBSERVATION = "observation/"
 _STATES = ("observation/state", "observation/proprio")
 _INSTRUCTIONS = (
     "language_instruction",
@@ -74,10 +72,10 @@ class RldsReader(EpisodeReader):
         sidecar = self.folder.path / SIDECAR
         written = load_described(sidecar)[1] if sidecar.is_file() else None
         if written is not None:
-            _check_written(self.folder.path, self.features, written)
+            check_written(self.folder.path, self.features, written)
         self._action = self._vector("action", action, ("action",))
         self._proprio = self._vector("proprio", proprio, _STATES)
-        self._cameras = _choose_cameras(self.features, cameras)
+        self._cameras = choose_cameras(self.features, cameras)
         self._instruction_spec = next((self.features[k] for k in _INSTRUCTIONS if self._is_text(k)), None)
         self.description = self._describe(written, fps)
 
@@ -231,7 +229,7 @@ class RldsReader(EpisodeReader):
             )
         parts = {}
         for part, specs in (("action", self._action), ("proprio", self._proprio)):
-            names = _names(part, specs)
+            names = dimension_names(part, specs)
             kept = written is not None and len(getattr(written, f"{part}_names")) == len(names)
             parts[f"{part}_names"] = getattr(written, f"{part}_names") if kept else names
             parts[f"{part}_units"] = getattr(written, f"{part}_units") if kept else ("unknown",) * len(names)
@@ -261,57 +259,3 @@ class RldsReader(EpisodeReader):
     @staticmethod
     def _keys(specs: Sequence[FeatureSpec]) -> str:
         return "+".join(spec.key for spec in specs)
-
-
-def image_feature(camera: str) -> str:
-    """Where this project writes a camera; ``camera_name`` gives it back."""
-    return f"{_OBSERVATION}image" if camera == "primary" else f"{_OBSERVATION}{IMAGE_PREFIX}{camera}"
-
-
-def camera_name(feature: str) -> str:
-    """The camera of an image feature: ``observation/image_top`` and ``observation/top_image`` are ``top``."""
-    short = feature.removeprefix(_OBSERVATION)
-    if short == "image":
-        return "primary"
-    return short.removeprefix(IMAGE_PREFIX).removesuffix("_image").replace("/", "_") or short
-
-
-def _choose_cameras(features: dict[str, FeatureSpec], asked: Sequence[str] | None) -> dict[str, FeatureSpec]:
-    images = [s for s in features.values() if s.is_camera and s.per_step and s.name.startswith(_OBSERVATION)]
-    named = [camera_name(spec.name) for spec in images]
-    # Two features of one name (image_top beside top_image) keep their own.
-    present = {
-        name if named.count(name) == 1 else spec.name.removeprefix(_OBSERVATION): spec
-        for name, spec in zip(named, images, strict=True)
-    }
-    for camera in asked or ():
-        if camera not in present:
-            raise unknown("camera", camera, present)
-    return {camera: present[camera] for camera in (sorted(present) if asked is None else asked)}
-
-
-def _check_written(path: Path, features: dict[str, FeatureSpec], written: DatasetDescription) -> None:
-    """What this project wrote has all that its description says. Raises UserError."""
-    expected: dict[str, tuple[str, int]] = {
-        "action": ("number", written.action_dim),
-        "language_instruction": ("text", 1),
-    }
-    if written.proprio_dim:
-        expected["observation/state"] = ("number", written.proprio_dim)
-    for camera, (height, width) in written.cameras.items():
-        expected[image_feature(camera)] = ("image", height * width * 3)
-    for key, wanted in expected.items():
-        if key not in features or (features[key].kind, features[key].width) != wanted:
-            raise UserError(
-                f"{path}: {SIDECAR} and {FEATURES} do not agree on '{key}'. Restore the files from where they were "
-                "written."
-            )
-
-
-def _names(part: str, specs: Sequence[FeatureSpec]) -> tuple[str, ...]:
-    names: list[str] = []
-    for spec in specs:
-        width = spec.width or 0
-        stem = part if len(specs) == 1 else spec.name.rpartition("/")[2]
-        names += [stem] if width == 1 and len(specs) > 1 else [f"{stem}_{i}" for i in range(width)]
-    return tuple(names)

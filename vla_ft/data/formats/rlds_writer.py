@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vla_ft.data.formats.base import DatasetWriter
-from vla_ft.data.formats.rlds import SIDECAR, image_feature
+from vla_ft.data.formats.rlds_mapping import SIDECAR, image_feature
 from vla_ft.data.formats.tf_example import serialize_example
 from vla_ft.data.formats.tfds_features import features_json, image, tensor, text
 from vla_ft.data.formats.tfds_folder import FEATURES, INFO
