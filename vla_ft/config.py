@@ -54,6 +54,12 @@ class DataConfig:
     """Language instruction of episodes that carry none."""
     jpeg_channels: Literal["rgb", "bgr"] | None = None
     """Colour order of encoded images; ``bgr`` for recorders that gave RGB frames to OpenCV."""
+    split: str | None = None
+    """Which part of a dataset that has named parts (RLDS: ``train``, ``val``, ``train+val``, ``all``)."""
+    action: tuple[str, ...] | None = None
+    """Columns that are joined to the action vector, in formats whose columns have names; null takes the usual one."""
+    proprio: tuple[str, ...] | None = None
+    """The same for proprioception."""
     validation_fraction: Fraction = 0.1
     """Share of the *episodes* held out. 0 trains on everything."""
     workers: NotNegative = 2
@@ -61,7 +67,7 @@ class DataConfig:
 
     def reader_options(self) -> dict[str, Any]:
         """The reader's own options that were given; one that a format does not know is refused by name."""
-        names = ("fps", "sim", "instruction", "jpeg_channels")
+        names = ("fps", "sim", "instruction", "jpeg_channels", "split", "action", "proprio")
         options = {name: getattr(self, name) for name in names}
         return {name: value for name, value in options.items() if value is not None}
 

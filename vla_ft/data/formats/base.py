@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +52,24 @@ class EpisodeReader(ABC):
     @abstractmethod
     def name_of(self, episode: int) -> str:
         """How a person finds this episode: its file name or index, for messages."""
+
+
+class DatasetWriter(ABC):
+    """Writes a dataset episode by episode, in memory that does not grow with it.
+
+    Crash-safe: a reader sees whole episodes or none. A writer that is opened on what an interrupted one left goes on
+    after the ``done`` episodes that are already there, and the result is the same, byte for byte.
+    """
+
+    done: int
+    """Episodes that are committed. ``add`` writes number ``done`` next."""
+
+    @abstractmethod
+    def add(self, steps: Iterable[dict[str, np.ndarray]], instruction: str) -> None:
+        """Write and commit one episode. A step has ``action`` [A], ``proprio`` [P] and ``image_<camera>`` uint8
+        [H, W, 3], without a time axis. Raises UserError when the disk is full or the folder cannot be written.
+        """
+
+    @abstractmethod
+    def finish(self) -> Path:
+        """Write what belongs to the dataset as a whole, and return its folder; before that no reader opens it."""

@@ -9,16 +9,20 @@ from typing import Any
 
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
 from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.npz import NpzReader, is_npz
+from vla_ft.data.formats.rlds import RldsReader
+from vla_ft.data.formats.tfds_folder import is_tfds
 from vla_ft.errors import UserError, unknown
 
-READERS: dict[str, type[EpisodeReader]] = {"aloha_hdf5": AlohaHdf5Reader}
+READERS: dict[str, type[EpisodeReader]] = {"aloha_hdf5": AlohaHdf5Reader, "rlds": RldsReader, "npz": NpzReader}
 """Format name -> reader, constructed as ``Reader(path, cameras=..., **options)``."""
 
 SIGNS: dict[str, Callable[[Path], bool]] = {
     "aloha_hdf5": lambda p: p.suffix == ".hdf5" if p.is_file() else any(p.glob("episode_*.hdf5")),
     "npy": lambda p: p.is_dir() and (p / "rollout_length.npy").is_file(),
     "lerobot": lambda p: p.is_dir() and (p / "meta" / "info.json").is_file(),
-    "rlds": lambda p: p.is_dir() and any(p.rglob("*.tfrecord*")),
+    "rlds": is_tfds,
+    "npz": is_npz,
 }
 """Format name -> whether a path looks like it. Formats without a reader are told by name instead of misread."""
 
