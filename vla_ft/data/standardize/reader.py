@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
-from vla_ft.data.standardize.base import ACTION_NAMES, ACTION_UNITS, GRIPPER, Standardization
+from vla_ft.data.standardize.base import ACTION_NAMES, ACTION_UNITS, GRIPPER, Columns, Standardization
 from vla_ft.errors import UserError, nearest
 
 
@@ -22,6 +23,15 @@ class RawReader(Protocol):
 
         Text is an object array of bytes or str.
         """
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What was read of one episode: its numbers by key, and its instruction."""
+
+    episode: int
+    numbers: dict[str, np.ndarray]
+    instruction: str
 
 
 class StandardizedReader(EpisodeReader):
@@ -43,7 +53,7 @@ class StandardizedReader(EpisodeReader):
             np.asarray(inner.lengths) - standardization.drop_first - standardization.drop_last, 0
         ).astype(np.int64)
         self.description = _describe(inner.description, standardization, self.cameras)
-        self._kept: tuple[int, dict[str, np.ndarray]] | None = None
+        self._kept: _Kept | None = None
 
     def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See ``EpisodeReader.read``."""
@@ -53,14 +63,12 @@ class StandardizedReader(EpisodeReader):
         raw_keys = {IMAGE_PREFIX + role: IMAGE_PREFIX + camera for role, camera in self.cameras.items()}
         wanted = [raw_keys[key] for key in keys if key in raw_keys]
         images = self.inner.read(episode, steps + self.standardization.drop_first, wanted) if wanted else {}
-        numbers = self._numbers(episode) if any(key in ("action", "proprio") for key in keys) else {}
+        numbers = self._load(episode).numbers if any(key in ("action", "proprio") for key in keys) else {}
         return {key: images[raw_keys[key]] if key in raw_keys else numbers[key][steps] for key in keys}
 
     def instruction(self, episode: int) -> str:
         """The first instruction of the episode that is not empty."""
-        column = self.standardization.instruction
-        texts = self.inner.raw(episode, (column,))[column]  # type: ignore[attr-defined]
-        return next((text for step in texts if (text := _text(step))), "")
+        return self._load(episode).instruction
 
     def fingerprint(self) -> str:
         """Hash of the raw data's and of the standardisation's name and version."""
@@ -74,17 +82,19 @@ class StandardizedReader(EpisodeReader):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
 
-    def _numbers(self, episode: int) -> dict[str, np.ndarray]:
-        kept = self._kept
-        if kept is None or kept[0] != episode:
-            kept = self._kept = (episode, self._standardize(episode))
-        return kept[1]
+    def _load(self, episode: int) -> _Kept:
+        """Everything of an episode but its images, in one look at its record."""
+        if self._kept is None or self._kept.episode != episode:
+            wanted = self.standardization
+            raw = self.inner.raw(episode, (*wanted.columns, wanted.instruction))  # type: ignore[attr-defined]
+            text = next((found for step in raw[wanted.instruction] if (found := _text(step))), "")
+            self._kept = _Kept(episode, self._standardize(episode, raw), text)
+        return self._kept
 
-    def _standardize(self, episode: int) -> dict[str, np.ndarray]:
+    def _standardize(self, episode: int, raw: Columns) -> dict[str, np.ndarray]:
         length, wanted = int(self.lengths[episode]), self.standardization
         if not length:
             return {"action": np.zeros((0, 7), np.float32), "proprio": np.zeros((0, len(wanted.proprio)), np.float32)}
-        raw = self.inner.raw(episode, wanted.columns)  # type: ignore[attr-defined]
         action, proprio = wanted.numbers(raw)
         if proprio is None:
             proprio = np.zeros((len(action), 0), dtype=np.float32)
@@ -105,8 +115,8 @@ def _cameras(inner: EpisodeReader, wanted: Standardization, roles: Sequence[str]
     for role in chosen:
         if role not in wanted.images:
             raise UserError(
-                f"'{wanted.name}' has no {role} camera, it has {', '.join(wanted.images)}.{nearest(role, wanted.images)} "
-                "Choose others with data.cameras."
+                f"'{wanted.name}' has no {role} camera, it has {', '.join(wanted.images)}."
+                f"{nearest(role, wanted.images)} Choose others with data.cameras."
             )
         name = wanted.images[role]
         # A reader may name cameras with or without the prefix that its samples carry.
