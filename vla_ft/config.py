@@ -18,7 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from vla_ft.data.augmentation import AugmentationConfig, RecipeName, find_augmentation
+from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.mock import MockConfig
+from vla_ft.data.opening import MixEntry, find_mix, open_mixture, open_part, resized_reader
 from vla_ft.errors import UserError, nearest, unknown
 from vla_ft.policies.registry import load_policy
 
@@ -39,7 +43,10 @@ class DataConfig:
     __pydantic_config__ = _STRICT
 
     path: str
-    """A folder of demonstrations, or ``mock``: a small real dataset is then written into the run folder and read."""
+    """A folder of demonstrations, or ``mock``: a small real dataset is then written into the run folder and read. With
+    ``mix``, the folder in which its datasets lie."""
+    mix: str | dict[str, MixEntry] | None = None
+    """Several datasets instead of one: a published mix by name, or one's own (see ``MixEntry``)."""
     format: str = "auto"
     cameras: tuple[str, ...] | None = None
     """Cameras to use, in the policy's order; null takes all of the dataset."""
@@ -52,6 +59,14 @@ class DataConfig:
     """Language instruction of episodes that carry none."""
     jpeg_channels: Literal["rgb", "bgr"] | None = None
     """Colour order of encoded images; ``bgr`` for recorders that gave RGB frames to OpenCV."""
+    image_size: tuple[Positive, Positive] | None = None
+    """(height, width) that every camera is resized to, as published RLDS loaders do (Lanczos3); null keeps sizes."""
+    augmentation: RecipeName | AugmentationConfig = "none"
+    """Of training images: a published recipe (``cogact``, ``pizero``) or one's own ranges."""
+    drop_unlabeled: bool | None = None
+    """Leave out episodes without an instruction, with a count; null does so for published mixes alone, as they do."""
+    steps_per_episode: Positive | None = None
+    """At most so many steps of an episode in each pass over the data, others in the next (open-pi-zero: 100)."""
     validation_fraction: Fraction = 0.1
     """Share of the *episodes* held out. 0 trains on everything."""
     workers: NotNegative = 2
@@ -62,6 +77,35 @@ class DataConfig:
         names = ("fps", "sim", "instruction", "jpeg_channels")
         options = {name: getattr(self, name) for name in names}
         return {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training images are drawn anew in every epoch: features of them cannot be kept."""
+        return find_augmentation(self.augmentation, 0) is not None
+
+    @property
+    def drops_unlabeled(self) -> bool:
+        """``drop_unlabeled`` with its default resolved."""
+        return isinstance(self.mix, str) if self.drop_unlabeled is None else self.drop_unlabeled
+
+    def open(self, path: str) -> EpisodeReader:
+        """The reader of everything that is trained on. Raises UserError."""
+        options = self.reader_options()
+        if self.mix is None:
+            reader = open_dataset(path, format=self.format, cameras=self.cameras, **options)
+            return resized_reader(reader, self.image_size)
+        return open_mixture(Path(path), find_mix(self.mix), self.cameras, self.image_size, options)
+
+    def open_one(self, path: str, dataset: str | None) -> EpisodeReader:
+        """A dataset at ``path`` as ``dataset`` of the mix is read; without a mix, as the only one. Raises UserError."""
+        if self.mix is None:
+            return self.open(path)
+        entries = find_mix(self.mix)
+        if dataset is None and len(entries) == 1:
+            dataset = next(iter(entries))
+        if dataset is None or dataset not in entries:
+            raise unknown("dataset", str(dataset), entries)
+        return open_part(Path(path), dataset, entries[dataset], self.cameras, self.image_size, self.reader_options())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,7 @@ def find_augmentation(choice: RecipeName | AugmentationConfig, seed: int) -> Aug
 def augment(image: np.ndarray, draw: Draw) -> np.ndarray:
     """uint8 [H, W, 3] under one draw, uint8 of the same size."""
     # Channels first: every operator then works on whole planes of contiguous memory.
-    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    planes = np.stack([image[..., channel] for channel in range(3)])
     x = crop_and_resize(planes, draw.box)
     if draw.brightness:
         x = adjust_brightness(x, draw.brightness)
@@ -128,7 +128,11 @@ def augment(image: np.ndarray, draw: Draw) -> np.ndarray:
     if draw.saturation != 1 or draw.hue:
         # Saturation keeps colours in range, so the two share one way to HSV and back.
         x = adjust_saturation_and_hue(x, draw.saturation, draw.hue)
-    return to_uint8(x).transpose(1, 2, 0)
+    pixels = to_uint8(x)
+    result = np.empty(image.shape, dtype=np.uint8)
+    for channel in range(3):  # much faster than a copy of the transposed array
+        result[..., channel] = pixels[channel]
+    return result
 
 
 def crop_and_resize(planes: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
@@ -155,13 +159,17 @@ def crop_and_resize(planes: np.ndarray, box: tuple[float, float, float, float]) 
 
 def adjust_brightness(planes: np.ndarray, delta: float) -> np.ndarray:
     """Add ``delta``; clipped."""
-    return np.clip(planes + np.float32(delta), 0, 1)
+    changed = planes + np.float32(delta)
+    return _clipped(changed)
 
 
 def adjust_contrast(planes: np.ndarray, factor: float) -> np.ndarray:
     """Scale the distance to each channel's mean over the picture; clipped."""
-    mean = planes.mean(axis=(1, 2), keepdims=True)
-    return np.clip((planes - mean) * np.float32(factor) + mean, 0, 1)
+    mean = planes.reshape(3, -1).mean(axis=1).reshape(3, 1, 1)
+    changed = planes - mean
+    changed *= np.float32(factor)
+    changed += mean
+    return _clipped(changed)
 
 
 def adjust_saturation_and_hue(planes: np.ndarray, factor: float, turn: float) -> np.ndarray:
@@ -169,25 +177,29 @@ def adjust_saturation_and_hue(planes: np.ndarray, factor: float, turn: float) ->
     r, g, b = planes
     high, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
     span = high - low
-    safe = np.where(span > 0, span, np.float32(1))
-    # Hue in sixths of the circle: where the greatest channel lies, and how far the middle one leans.
-    sixths = np.where(
-        high == r, (g - b) / safe, np.where(high == g, np.float32(2) + (b - r) / safe, np.float32(4) + (r - g) / safe)
-    )
-    sixths += np.float32(6 * turn)
+    # Hue in sixths of the circle: where the greatest channel lies (0, 2, 4), and how far the colour leans from there.
+    red, green = high == r, high == g
+    sixths = np.where(red, g - b, np.where(green, b - r, r - g))
+    sixths /= np.where(span > 0, span, np.float32(1))
+    sixths += np.where(red, np.float32(0), np.where(green, np.float32(2), np.float32(4)))
     chroma = np.minimum(span * np.float32(factor), high)
     result = np.empty_like(planes)
-    for channel, shift in enumerate((5, 3, 1)):
-        k = np.mod(sixths + np.float32(shift), np.float32(6))
-        fall = np.clip(np.minimum(k, np.float32(4) - k), 0, 1)
-        np.multiply(chroma, fall, out=fall)
-        np.subtract(high, fall, out=result[channel])
+    # A channel has its full value within a sixth of its own hue and loses the chroma two sixths away, linearly between.
+    for channel, own in enumerate((0, 2, 4)):
+        away = sixths + np.float32(6 * turn - own)
+        away -= np.float32(6) * np.rint(away * np.float32(1 / 6))
+        np.abs(away, out=away)
+        away -= np.float32(1)
+        _clipped(away)
+        away *= chroma
+        np.subtract(high, away, out=result[channel])
     return result
 
 
 def to_uint8(planes: np.ndarray) -> np.ndarray:
-    """[0, 1] to uint8 as ``tf.image.convert_image_dtype(..., saturate=True)`` does it: scale by 255.5 and cut off."""
-    return np.clip(planes * np.float32(255.5), 0, 255).astype(np.uint8)
+    """Values in [0, 1] as ``tf.image.convert_image_dtype(..., saturate=True)`` gives them: times 255.5, cut off."""
+    scaled = planes * np.float32(255.5)
+    return np.minimum(scaled, np.float32(255), out=scaled).astype(np.uint8)
 
 
 def _sources(start: float, end: float, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -198,6 +210,12 @@ def _sources(start: float, end: float, size: int) -> tuple[np.ndarray, np.ndarra
     )
     first = np.floor(places).astype(np.int64)
     return first, np.minimum(first + 1, size - 1), (places - first).astype(np.float32)
+
+
+def _clipped(values: np.ndarray) -> np.ndarray:
+    """To [0, 1], in place."""
+    np.maximum(values, np.float32(0), out=values)
+    return np.minimum(values, np.float32(1), out=values)
 
 
 def _between(bounds: tuple[float, float], u: float) -> float:

@@ -16,8 +16,8 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return image
     rows, columns = _weights(height, size[0]), _weights(width, size[1])
     down = np.dot(rows, image.reshape(height, -1).astype(np.float32)).reshape(size[0], width, 3)
-    across = np.matmul(columns, down)  # [out, in] @ [rows, in, 3]
-    return np.clip(np.rint(across), 0, 255).astype(np.uint8)
+    across = np.dot(columns, down.transpose(1, 0, 2).reshape(width, -1)).reshape(size[1], size[0], 3)
+    return np.clip(np.rint(across), 0, 255).astype(np.uint8).transpose(1, 0, 2)
 
 
 @functools.lru_cache(maxsize=64)

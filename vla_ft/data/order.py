@@ -74,8 +74,8 @@ class MixtureOrder:
     """Several datasets, each with an exact share of every epoch.
 
     An epoch's positions are shuffled; place p of that order belongs to the dataset whose quota covers p. Each dataset
-    walks its own endless shuffled stream, ``quota`` windows further every epoch, so all of its windows are seen equally
-    often however small its share, and nothing but the quotas is kept in memory. A dataset's stream is keyed by its name:
+    walks its own endless shuffled stream, ``quota`` windows further every epoch: all its windows are seen equally often
+    however small its share, and nothing but the quotas is kept in memory. The stream is keyed by the dataset's name, so
     it stays the same when others join or leave. ``sizes``: windows of each, numbered through in this order.
     """
 

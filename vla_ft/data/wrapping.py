@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +31,14 @@ class WrappedReader(EpisodeReader):
     def fingerprint(self) -> str:
         """See ``EpisodeReader.fingerprint``."""
         return self.inner.fingerprint()
+
+    def sources(self) -> dict[str, Path]:
+        """Every file that observations are read from, as the inner reader names them."""
+        return self.inner.sources()  # type: ignore[attr-defined, no-any-return]
+
+    def reading(self) -> dict[str, str]:
+        """What changes observations read from the same files."""
+        return self.inner.reading()  # type: ignore[attr-defined, no-any-return]
 
     def name_of(self, episode: int) -> str:
         """See ``EpisodeReader.name_of``."""
@@ -60,8 +69,12 @@ class ResizedReader(WrappedReader):
 
     def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See ``EpisodeReader.read``; images uint8 [n, height, width, 3]."""
-        values = self.inner.read(episode, steps, keys)
+        values = dict(self.inner.read(episode, steps, keys))
         for key in values:
             if key.startswith(IMAGE_PREFIX) and values[key].shape[1:3] != self.size:
                 values[key] = np.stack([resized(image, self.size) for image in values[key]])
         return values
+
+    def reading(self) -> dict[str, str]:
+        """The size belongs to it."""
+        return {**self.inner.reading(), "image_size": f"{self.size}"}  # type: ignore[attr-defined]

@@ -114,7 +114,8 @@ def _schedule_note(config: RunConfig) -> str:
 
 def _harmless(key: str) -> bool:
     first, _, rest = key.partition(".")
-    return first in _MAY_CHANGE or (first == "data" and rest.split(".")[0] in _DATA_MAY_CHANGE)
+    place_of_a_part = rest.startswith("mix.") and rest.endswith(".path")
+    return first in _MAY_CHANGE or (first == "data" and (rest.split(".")[0] in _DATA_MAY_CHANGE or place_of_a_part))
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

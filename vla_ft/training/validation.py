@@ -59,7 +59,8 @@ def _sums(model: Model, processor: Processor, batch: Batch, precision: str, devi
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         predicted = model.sample(batch).float()
     real = batch["action_pad_mask"]
-    robot_error = np.abs(processor.unnormalize(predicted) - processor.unnormalize(batch["action"]))
+    of = batch.get("dataset")
+    robot_error = np.abs(processor.unnormalize(predicted, of) - processor.unnormalize(batch["action"], of))
     size = len(real)
     sums = {name: float(value) * size for name, value in {"loss": result.loss, **result.metrics}.items()}
     sums["action_l1"] = float((predicted - batch["action"]).abs().mean(-1)[real].sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,6 +76,15 @@ class StandardizedReader(EpisodeReader):
         about = f"{self.inner.fingerprint()} {self.standardization.name} {self.standardization.version}"
         return hashlib.sha256(about.encode()).hexdigest()
 
+    def sources(self) -> dict[str, Path]:
+        """Every file that observations are read from, as the raw reader names them."""
+        return self.inner.sources()  # type: ignore[attr-defined, no-any-return]
+
+    def reading(self) -> dict[str, str]:
+        """What changes observations read from the same files: the standardisation and its cameras, too."""
+        about = f"{self.standardization.name} {self.standardization.version} {self.cameras}"
+        return {**self.inner.reading(), "standardize": about}  # type: ignore[attr-defined]
+
     def name_of(self, episode: int) -> str:
         """See ``EpisodeReader.name_of``."""
         return self.inner.name_of(episode)
@@ -119,8 +129,7 @@ def _cameras(inner: EpisodeReader, wanted: Standardization, roles: Sequence[str]
                 f"{nearest(role, wanted.images)} Choose others with data.cameras."
             )
         name = wanted.images[role]
-        # A reader may name cameras with or without the prefix that its samples carry.
-        names = [c for c in inner.description.cameras if c in (name, name.removeprefix(IMAGE_PREFIX))]
+        names = [camera for camera in inner.description.cameras if camera in _spellings(name)]
         if not names:
             raise UserError(
                 f"The {role} camera of '{wanted.name}' is '{name}', but the dataset has "
@@ -128,6 +137,12 @@ def _cameras(inner: EpisodeReader, wanted: Standardization, roles: Sequence[str]
             )
         found[role] = names[0]
     return found
+
+
+def _spellings(feature: str) -> set[str]:
+    """What a reader may call the camera of an image feature: samples prefix names with ``image_`` already."""
+    short = feature.removeprefix(IMAGE_PREFIX).removesuffix("_image")
+    return {feature, short, "primary"} if feature == "image" else {feature, short}
 
 
 def _describe(raw: DatasetDescription, wanted: Standardization, cameras: dict[str, str]) -> DatasetDescription:
