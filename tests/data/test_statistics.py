@@ -11,7 +11,7 @@ import pytest
 from episode_sets import SetOnDisk
 
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
-from vla_ft.data.statistics import DatasetStatistics, cached_statistics, compute_statistics
+from vla_ft.data.statistics import DatasetStatistics, cached_statistics, compute_statistics, statistics_cache
 from vla_ft.errors import UserError
 
 
@@ -108,6 +108,15 @@ def test_cache_is_used_for_the_same_source_alone(
     with h5py.File(aloha_set.folder / "episode_0.hdf5", "r+") as file:
         file["action"][0, 0] += 1
     assert mean(0, 2) != first
+    assert computed == [[0, 1], [0, 2], [0, 2]]
     path.write_text("damaged")
     mean(0, 2)
-    assert computed == [[0, 1], [0, 2], [0, 2], [0, 2]]
+    path.unlink()  # another run folder
+    mean(0, 2)
+    assert len(computed) == 3, "it was computed once for this data: the cache of all runs has it"
+    assert path.is_file()
+    for place in statistics_cache().iterdir():
+        place.write_text("damaged")
+    path.unlink()
+    mean(0, 2)
+    assert len(computed) == 4

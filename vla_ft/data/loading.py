@@ -231,8 +231,9 @@ def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Collator) -> 
     known = (*proprio, *(IMAGE_PREFIX + camera for camera in reader.description.cameras))
     for key in processor.keys:
         if key not in known:
+            there = ", ".join(known) or "neither cameras nor proprioception that all its parts share"
             raise UserError(
-                f"The policy needs '{key}', but dataset {reader.description.name} has {', '.join(known) or 'nothing to see'}."
+                f"The policy needs '{key}', but dataset {reader.description.name} has {there}."
                 f"{nearest(key, known)} Name the cameras in the policy's configuration as the dataset does."
             )
     index = WindowIndex(reader.lengths, episodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def mixture_order(reader: MixtureReader, index: WindowIndex, seed: int) -> Mixtu
     """The order of a run: every epoch holds each dataset's share exactly (``epoch_quotas``)."""
     edges = np.searchsorted(index.episodes, reader.starts)
     ends = np.concatenate([[0], index.ends])[edges]
-    steps = [int(reader.lengths[index.episodes[a:b]].sum()) for a, b in zip(edges, edges[1:], strict=False)]
+    steps = [int(reader.lengths[index.episodes[a:b]].sum()) for a, b in itertools.pairwise(edges)]
     names = list(reader.parts)
     quotas = epoch_quotas(steps, [reader.weights[name] for name in names])
     return MixtureOrder(names, np.diff(ends).tolist(), quotas, seed)

@@ -37,7 +37,7 @@ class MixEntry:
 
 
 def find_mix(choice: str | Mapping[str, MixEntry]) -> dict[str, MixEntry]:
-    """The datasets of a mix: a published one by its name, a single published dataset, or one's own. Raises UserError."""
+    """The datasets of a mix: a published one by name, a single published dataset, or one's own. Raises UserError."""
     if not isinstance(choice, str):
         if not choice:
             raise UserError("data.mix names no dataset. Give at least one, such as data.mix.mine.path=FOLDER.")

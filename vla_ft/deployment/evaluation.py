@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,11 @@ def _previous_action(reader: EpisodeReader, episode: int, step: int) -> np.ndarr
 
 def _refuse_other_robot(predictor: Predictor, reader: EpisodeReader) -> None:
     trained, seen = predictor.description, reader.description
+    if predictor.config.data.mix is not None:
+        # A mixture is trained on what its datasets share: this one may have more.
+        shared = {name: size for name, size in seen.cameras.items() if name in trained.cameras}
+        proprio = (seen.proprio_names, seen.proprio_units) if trained.proprio_dim else ((), ())
+        seen = dataclasses.replace(seen, cameras=shared, proprio_names=proprio[0], proprio_units=proprio[1])
     for what in ("action_names", "proprio_names", "cameras", "action_kind", "action_mode"):
         if getattr(trained, what) != getattr(seen, what):
             raise UserError(

@@ -37,8 +37,8 @@ class Predictor:
     def load(cls, checkpoint: Path, device: str = "cpu", dataset: str | None = None) -> Predictor:
         """Read a checkpoint folder, or the latest one of a run folder; averaged weights are used when there are any.
 
-        ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``). Raises UserError when the
-        checkpoint is damaged or incomplete, and where a mixture's dataset is not named.
+        ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``). Raises UserError when
+        the checkpoint is damaged or incomplete, and where a mixture's dataset is not named.
         """
         path = find_checkpoint(checkpoint)
         verify(path)

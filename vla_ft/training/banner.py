@@ -63,7 +63,7 @@ def _data(run: Run) -> dict[str, str]:
         "data": f"{about.name} ({run.data_path}), " + (f"{about.fps:g} Hz" if about.fps else "several rates"),
         **_mix(run),
         "episodes": f"{len(run.split.training)} training, {len(run.split.validation)} held out "
-        f"(seed {run.state.config.seed}); {run.dropped}",
+        f"(seed {run.state.config.seed})" + (f"; {run.dropped}" if data.drops_unlabeled else ""),
         "windows": f"{len(run.training_windows):,} training, {len(run.validation_windows):,} held out",
         "cameras": cameras or "none",
         "action": f"{about.action_dim} dimensions, {about.action_kind}, {about.action_mode}",
