@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from vla_ft.data.augmentation import AugmentationConfig, RecipeName, find_augmentation
 from vla_ft.data.formats.base import EpisodeReader
@@ -34,6 +34,13 @@ Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 T = TypeVar("T")
+Name = TypeVar("Name")
+
+# A published choice by its name, or one's own. The tags keep mistakes in one from being explained as the other's.
+NamedOr = Annotated[
+    Annotated[Name, Tag("<name>")] | Annotated[T, Tag("<own>")],
+    Discriminator(lambda value: "<name>" if isinstance(value, str) else "<own>"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +52,7 @@ class DataConfig:
     path: str
     """A folder of demonstrations, or ``mock``: a small real dataset is then written into the run folder and read. With
     ``mix``, the folder in which its datasets lie."""
-    mix: str | dict[str, MixEntry] | None = None
+    mix: NamedOr[str, dict[str, MixEntry]] | None = None
     """Several datasets instead of one: a published mix by name, or one's own (see ``MixEntry``)."""
     format: str = "auto"
     cameras: tuple[str, ...] | None = None
@@ -61,7 +68,7 @@ class DataConfig:
     """Colour order of encoded images; ``bgr`` for recorders that gave RGB frames to OpenCV."""
     image_size: tuple[Positive, Positive] | None = None
     """(height, width) that every camera is resized to, as published RLDS loaders do (Lanczos3); null keeps sizes."""
-    augmentation: RecipeName | AugmentationConfig = "none"
+    augmentation: NamedOr[RecipeName, AugmentationConfig] = "none"
     """Of training images: a published recipe (``cogact``, ``pizero``) or one's own ranges."""
     drop_unlabeled: bool | None = None
     """Leave out episodes without an instruction, with a count; null does so for published mixes alone, as they do."""
@@ -340,7 +347,7 @@ def _to_plain(config: DictConfig) -> dict[str, Any]:
 
 def _explain(kind: type, entry: Any, prefix: str) -> str:
     """One sentence for one of pydantic's errors."""
-    path = [str(part) for part in entry["loc"]]
+    path = [str(part) for part in entry["loc"] if part not in ("<name>", "<own>")]
     key = (prefix + ".".join(path)).rstrip(".")
     if entry["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = [prefix + name for name in _keys(kind)]
@@ -374,4 +381,4 @@ def _keys(kind: Any) -> list[str]:
     return names
 
 
-_NESTED = {"data": DataConfig, "ema": EmaConfig}
+_NESTED = {"data": DataConfig, "ema": EmaConfig, "augmentation": AugmentationConfig}
