@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from episode_sets import IMAGE, SetOnDisk
@@ -23,7 +24,7 @@ from vla_ft.data.normalization import MeanStd, PerDataset
 from vla_ft.data.opening import MixEntry, open_mixture
 from vla_ft.data.order import BatchPlan
 from vla_ft.data.sample import Sample
-from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.data.statistics import DatasetStatistics, check_finite
 from vla_ft.data.windows import TrainingPlaces, WindowIndex, WindowSpec, build_sample
 from vla_ft.errors import UserError
 
@@ -201,3 +202,13 @@ def test_opening_from_entries(two: dict[str, SetOnDisk], tmp_path: Path) -> None
         open_mixture(tmp_path, {**entries, "here": MixEntry(), "there": MixEntry()}, None, None, {})
     with pytest.raises(UserError, match="Unknown standardisation 'brigde_orig'"):
         open_mixture(tmp_path, {"one": MixEntry(path=entries["one"].path, standardize="brigde_orig")}, None, None, {})
+
+
+def test_a_number_that_is_none_is_found_in_its_own_dataset(two: dict[str, SetOnDisk]) -> None:
+    with h5py.File(two["two"].folder / "episode_2.hdf5", "r+") as file:
+        file["observations/qpos"][1, 3] = np.nan
+    parts = {name: AlohaHdf5Reader(made.folder, fps=50.0) for name, made in two.items()}
+    mixture = MixtureReader(parts, {"one": 1.0, "two": 1.0})
+    check_finite(mixture, np.arange(6))
+    with pytest.raises(UserError, match=r"two: .*episode_2\.hdf5: proprio 'left_forearm_roll' at step 1 is nan"):
+        check_finite(mixture, np.arange(7))

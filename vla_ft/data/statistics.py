@@ -212,11 +212,12 @@ def compute_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarr
 
 def check_finite(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray) -> None:
     """Read the numeric columns of ``episodes``. Raises UserError on NaN/Inf, naming where."""
-    names = {"action": reader.description.action_names, "proprio": reader.description.proprio_names}
     for episode in episodes:
-        values = reader.read(int(episode), np.arange(reader.lengths[episode]), FEATURES)
+        part, number = reader.resolve(int(episode))
+        names = {"action": part.description.action_names, "proprio": part.description.proprio_names}
+        values = part.read(number, np.arange(part.lengths[number]), FEATURES)
         for key in FEATURES:
-            _refuse_non_finite(reader, int(episode), key, values[key], names[key])
+            _refuse_non_finite(part, number, key, values[key], names[key])
 
 
 class _Summary:
