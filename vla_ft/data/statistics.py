@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,8 +151,11 @@ class DatasetStatistics:
 
 def statistics_cache() -> Path:
     """Folder of statistics for all runs: below ``VLA_FT_CACHE``, else below ``~/.cache/vla_ft``."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return Path(os.environ.get("VLA_FT_CACHE") or home / "vla_ft") / "statistics"
+    given = os.environ.get("VLA_FT_CACHE")
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if caches.startswith("~"):  # a container's user without a home
+        caches = f"{tempfile.gettempdir()}/cache-{os.getuid()}"
+    return Path(given or f"{caches}/vla_ft") / "statistics"
 
 
 def cached_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray, path: Path) -> DatasetStatistics:
