@@ -129,6 +129,14 @@ def train(
     launch(job, gpu, "--local" if local else "", wheelhouse)
 
 
+@task(help={"gpu": GPU_HELP, "local": LOCAL_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def fetch(ctx: Context, gpu: str = "auto", local: bool = False, wheelhouse: str | None = None, args: str = "") -> None:
+    """Published weights, checked: `invoke fetch -- resnet18`; without a name, the list of them."""
+    with mistakes():
+        job = jobs.fetch(jobs.words(args, ctx.remainder))
+    launch(job, gpu, "--local" if local else "", wheelhouse)
+
+
 @task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
 def test(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
     """The test suite, in the local environment: `invoke test --args "-k locks"`."""
@@ -244,4 +252,4 @@ def _print_json(data: object, indent: int | None = 2) -> None:
     print(json.dumps(data, indent=indent))
 
 
-ns = Collection(base, build, doctor, lock, logs, matrix, record, shell, smoke, stop, test, train, use)
+ns = Collection(base, build, doctor, fetch, lock, logs, matrix, record, shell, smoke, stop, test, train, use)

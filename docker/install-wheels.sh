@@ -1,14 +1,14 @@
 #!/bin/sh
 # install-wheels REQUIREMENTS WHEELS [INDEX]
-# Installs exactly what a hashed requirements file lists. Wheels in the folder WHEELS come first; when they are all
-# there, no index is asked. INDEX replaces the default index.
+# Installs exactly what a hashed requirements file lists. Wheels in the folder WHEELS (source archives where the package
+# has no wheel) come first; when they are all there, no index is asked. INDEX replaces the default index.
 # Secrets (optional): ca, a certificate bundle; pip_conf, a pip configuration (mirrors, tokens). Neither reaches the layer.
 set -eu
 requirements=$1 wheels=$2 index=${3:-}
 
 wanted=$(grep -cE '^[A-Za-z0-9]' "$requirements" || true)
 [ "$wanted" -gt 0 ] || exit 0
-have=$(find "$wheels" -name '*.whl' | wc -l)
+have=$(find "$wheels" -name '*.whl' -o -name '*.tar.gz' | wc -l)
 
 set -- --require-hashes --no-deps --no-compile --no-build-isolation --root-user-action ignore --no-warn-script-location
 [ "$have" -eq 0 ] || set -- "$@" --find-links "$wheels"

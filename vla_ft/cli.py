@@ -15,6 +15,7 @@ USAGE = """vla-ft COMMAND [key=value ...]
   train     recipe=NAME key=value ...     train; without words: recipe=act-mock, a small ACT on mock data
   smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
+  fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
   mock      output=DIR key=value ...      write a small mock dataset
   recipes                                 list recipes; `recipes NAME` prints one
@@ -103,6 +104,27 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _fetch(arguments: Sequence[str]) -> int:
+    from pathlib import Path
+
+    from vla_ft.weights.catalogue import find_entry
+    from vla_ft.weights.fetching import fetch, print_listing
+
+    names = [word for word in arguments if "=" not in word]
+    options = dict(word.split("=", 1) for word in arguments if "=" in word)
+    wrong = [key for key in options if key not in ("to", "files")]
+    if wrong or len(names) > 1:
+        seen = f"'{wrong[0]}='" if wrong else f"'{names[1]}' after '{names[0]}'"
+        raise UserError(f"vla-ft fetch takes one NAME, to=DIR and files=PATTERN,PATTERN; it was given {seen}.")
+    if not names:
+        print_listing()
+        return 0
+    patterns = [part for part in options.get("files", "").strip("[]").split(",") if part]
+    to = Path(options["to"]).expanduser() if options.get("to") else None
+    fetch(find_entry(names[0], patterns), to, lambda line: print(line, flush=True))
+    return 0
+
+
 def _record(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.simulation.record import RecordConfig, record
@@ -147,6 +169,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "smoke": _smoke,
     "evaluate": _evaluate,
+    "fetch": _fetch,
     "record": _record,
     "mock": _mock,
     "recipes": _recipes,

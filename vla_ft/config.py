@@ -180,6 +180,7 @@ class InitConfig:
     __pydantic_config__ = _STRICT
 
     path: str | None = None
+    """A file or folder, or the name of weights that ``vla-ft fetch`` brought."""
     layout: str = "auto"
 
 

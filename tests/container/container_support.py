@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import secrets
@@ -76,8 +77,41 @@ def wheel(context: Path, name: str, layer: str = "", local: str = "") -> Path:
     return path
 
 
+BACKEND = """
+import os, zipfile
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    import {needs}
+    told = os.environ["DS_ACCELERATOR"] + " " + os.environ["DS_BUILD_OPS"]
+    with zipfile.ZipFile(os.path.join(folder, "{stem}-py3-none-any.whl"), "w") as archive:
+        archive.writestr("{name}_made_for_a_test.py", "told = " + repr(told))
+        archive.writestr("{stem}.dist-info/METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+        archive.writestr("{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        archive.writestr("{stem}.dist-info/RECORD", "")
+    return "{stem}-py3-none-any.whl"
+"""
+"""A build backend that needs nothing but what it is told to import."""
+
+
+def source_archive(context: Path, name: str, needs: tuple[str, ...]) -> Path:
+    """A source archive of a version that never was before, staged; its build imports ``needs``."""
+    version = f"0.{secrets.randbelow(10**15)}"
+    stem = f"{name}-{version}"
+    path = context / "docker" / "wheelhouse" / "source" / f"{stem}.tar.gz"
+    files = {
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": BACKEND.format(needs=", ".join(needs), name=name, version=version, stem=stem),
+    }
+    with tarfile.open(path, "w:gz") as archive:
+        for file, text in files.items():
+            entry = tarfile.TarInfo(f"{stem}/{file}")
+            entry.size = len(text.encode())
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return path
+
+
 def write_lock(context: Path, *wheels: Path) -> None:
-    """A lock of an environment ``tiny`` that holds just these wheels; others are no longer staged."""
+    """A lock of an environment ``tiny`` that holds just these files; other wheels are no longer staged."""
     for other in (context / "docker" / "wheelhouse").glob("*/*.whl"):
         if other.parent.name == "stack" and other not in wheels:
             other.rename(context / other.name)
@@ -85,7 +119,7 @@ def write_lock(context: Path, *wheels: Path) -> None:
     for path in wheels:
         if not path.exists():
             (context / path.name).rename(path)
-        name, version, *_ = path.name.split("-")
+        name, version = wheelhouse.project(path)
         lines.append(f"{name}=={version} --hash=sha256:{wheelhouse.sha256(path)}\n")
     folder = context / "envs" / "tiny"
     folder.mkdir(exist_ok=True)

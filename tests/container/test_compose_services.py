@@ -23,7 +23,7 @@ def services(compose: Compose, **changes: str) -> dict[str, dict]:
 
 def test_every_service_is_hardened(compose: Compose) -> None:
     found = services(compose)
-    assert set(found) == {"train", "smoke", "shell", "tensorboard"}
+    assert set(found) == {"train", "smoke", "fetch", "shell", "tensorboard"}
     for service in found.values():
         assert service["read_only"] and service["init"]
         assert service["cap_drop"] == ["ALL"]

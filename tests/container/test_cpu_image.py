@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from container_support import TINY, build, cpu_arguments, search, steps, wheel, write_lock
+from container_support import TINY, build, cpu_arguments, search, source_archive, steps, wheel, write_lock
 
+from vla_ft.environment.selftest import libraries
 from vla_ft.environment.table import load_table
 from vla_ft.host import containers, images, labels
 from vla_ft.host.wheelhouse import sha256
@@ -22,6 +23,7 @@ def test_image_proves_itself(cpu_image: images.Built) -> None:
     checks = {check["name"]: check for check in cpu_image.report["checks"]}
     assert cpu_image.report["passed"] and all(check["passed"] for check in checks.values())
     assert {"python", "packages", "torch", "architectures", "compiler", "attention sdpa", "policies"} <= checks.keys()
+    assert {f"library {name}" for name in libraries.PROBES} <= checks.keys()
     kept = json.loads((images.EVIDENCE / "cpu" / "selftest.json").read_text())
     assert kept == cpu_image.report
 
@@ -32,6 +34,28 @@ def test_self_test_fails_on_a_wrong_claim(cpu_image: images.Built) -> None:
     finished = containers.run_isolated(cpu_image.image, words)
     failed = [check["name"] for check in json.loads(finished.output.splitlines()[-1])["checks"] if not check["passed"]]
     assert (finished.exit_code, failed) == (1, ["attention flash_attention_2"])
+
+
+def test_zero_trains_without_a_cpp_compiler(cpu_image: images.Built) -> None:
+    """All stages give the same losses, and nothing is compiled: there is no g++ in the image to do it with.
+
+    The container has no network, so not even its own name resolves: the processes meet on loopback.
+    """
+    script = (
+        "command -v g++ c++ && exit 9\n"
+        "export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo\n"
+        "timeout 300 python -m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2 "
+        "/opt/vla_ft/tests/container/zero_on_cpu.py || exit 1\n"
+        "find /cache/extensions -type f 2>/dev/null | wc -l"
+    )
+    finished = containers.run_isolated(cpu_image.image, ["sh", "-c", script])
+    assert finished.exit_code == 0, finished.errors
+    *results, compiled = [line for line in finished.output.splitlines() if line[:1] == "{" or line.strip().isdigit()]
+    found = [json.loads(line) for line in results]
+    names = ["DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"]
+    assert [one["optimizer"] for one in found] == names and compiled == "0"
+    assert found[0]["losses"] == found[1]["losses"] == found[2]["losses"]
+    assert found[0]["losses"][2] < found[0]["losses"][0]
 
 
 def test_labels(cpu_image: images.Built) -> None:
@@ -81,6 +105,19 @@ def test_stack_change_keeps_torch(context: Path, base: str | None) -> None:
     (torch_cached,) = (cached for step, cached in runs.items() if "locks/torch.txt" in step)
     (stack_cached,) = (cached for step, cached in runs.items() if "locks/stack.txt" in step)
     assert torch_cached and not stack_cached
+
+
+def test_source_archive_is_built_after_torch_and_the_stack(context: Path, base: str | None) -> None:
+    """A hand-made archive: its build notes what it can import and what it was told. No network is asked."""
+    torch, stack = wheel(context, "torch"), wheel(context, "stacked")
+    archive = source_archive(context, "deepspeed", needs=("torch_made_for_a_test", "stacked_made_for_a_test"))
+    write_lock(context, torch, stack, archive)
+    name = "vla_ft:test-source"
+    build(context, name, base, TINY, target="packages")
+    words = ["python", "-c", "import deepspeed_made_for_a_test as made; print(made.told)"]
+    finished = containers.run_isolated(name, words)
+    subprocess.run(["docker", "image", "rm", name], check=True, capture_output=True)
+    assert finished.output.split() == ["cpu", "0"], finished.output + finished.errors
 
 
 def test_local_flash_attention_wheel(context: Path, base: str | None) -> None:

@@ -8,7 +8,16 @@ import sys
 
 import pytest
 
-from vla_ft.environment.locks import changes, differences, parse_lock, read_lock, split, write_layers
+from vla_ft.environment.locks import (
+    FROM_SOURCE,
+    LAYERS,
+    changes,
+    differences,
+    parse_lock,
+    read_lock,
+    split,
+    write_layers,
+)
 from vla_ft.environment.table import REPOSITORY, load_table
 from vla_ft.errors import UserError
 
@@ -60,8 +69,8 @@ def test_cuda_libraries_are_of_the_environments_cuda(name):
 
 
 def test_the_stack_is_the_same_everywhere():
-    stacks = {name: split(read_lock(TABLE.environment(name).lock)).stack for name in NAMES}
-    versions = {name: {pin.name: pin.version for pin in stack} for name, stack in stacks.items()}
+    layers = {name: split(read_lock(TABLE.environment(name).lock)) for name in NAMES}
+    versions = {name: {pin.name: pin.version for pin in (*one.stack, *one.source)} for name, one in layers.items()}
     for name in NAMES:
         differing = {key for key in versions["cpu"].keys() | versions[name].keys()
                      if versions["cpu"].get(key) != versions[name].get(key)}  # fmt: skip
@@ -78,8 +87,17 @@ def test_no_environment_holds_what_ties_it_to_one_torch_build():
             assert not added & (forbidden | names), "an add-on brings only what the lock lacks"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_built_from_source_is_one_archive(name):
+    """No wheel is published, so one hash; what its build imports comes before it."""
+    layers = split(read_lock(TABLE.environment(name).lock))
+    assert {pin.name: len(pin.hashes) for pin in layers.source} == dict.fromkeys(FROM_SOURCE, 1)
+    assert "setuptools" in {pin.name for pin in layers.stack}
+
+
 def test_layers_and_names():
-    layers = split(parse_lock(LOCK))
+    layers = split(parse_lock(f"{LOCK}DeepSpeed==0.1 --hash=sha256:{A}\n"))
+    assert [pin.name for pin in layers.source] == ["deepspeed"]
     assert [pin.name for pin in layers.torch] == ["torch"]
     assert [pin.name for pin in layers.cuda] == ["nvidia-cublas-cu12", "triton"]
     assert [pin.name for pin in layers.stack] == ["numpy", "nvidia-ml-py"]
@@ -110,14 +128,14 @@ def test_written_layers_are_the_lock_again(tmp_path):
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    layers = {name: (tmp_path / "layers" / f"{name}.txt").read_text() for name in ("torch", "cuda", "stack")}
+    layers = {name: (tmp_path / "layers" / f"{name}.txt").read_text() for name in LAYERS}
     assert layers["torch"].startswith("torch==2.7.1+cu118")
     assert len(parse_lock(layers["torch"])) == 1
     assert sorted("".join(layers.values()).splitlines()) == sorted(lock.read_text().splitlines())
 
 
 def test_a_layer_without_packages_is_an_empty_file(tmp_path):
-    _, cuda, _ = write_layers(TABLE.environment("cpu").lock, tmp_path)
+    _, cuda, _, _ = write_layers(TABLE.environment("cpu").lock, tmp_path)
     assert cuda.read_text() == ""
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from vla_ft.environment import locks, selftest
-from vla_ft.environment.selftest import attention, cards, compiler, report, software
+from vla_ft.environment.selftest import attention, cards, compiler, libraries, report, software
 from vla_ft.environment.selftest.check import Check
 from vla_ft.environment.table import Environment, load_table
 from vla_ft.policies import registry
@@ -94,6 +94,46 @@ def test_a_compiler_without_pythons_headers_is_noticed(
     monkeypatch.setattr(compiler.sysconfig, "get_path", lambda name: str(tmp_path))
     wrong = compiler.check_compiler(cpu)
     assert not wrong.passed and "Python.h" in wrong.detail and "libpython3-dev" in wrong.detail
+
+
+def test_every_library_of_the_stack(cpu: Environment) -> None:
+    found = {check.name: check for check in libraries.check_stack(cpu)}
+    assert set(found) == {f"library {name}" for name in libraries.PROBES}
+    assert not [check.detail for check in found.values() if not check.passed]
+
+
+def test_a_library_that_does_not_import_is_named_and_the_others_are_tried(
+    cpu: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    found = {check.name: check for check in libraries.check_stack(cpu)}
+    assert [name for name, check in found.items() if not check.passed] == ["library peft"]
+    assert found["library peft"].detail.startswith("peft cannot be used here: ModuleNotFoundError: ")
+
+
+def test_bitsandbytes_without_the_environments_cuda(cpu: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    only = {"bitsandbytes": libraries.PROBES["bitsandbytes"]}
+    monkeypatch.setattr(libraries, "PROBES", only)
+    (right,) = libraries.check_stack(load_table().environment("cu118"))
+    assert right.passed and "libbitsandbytes_cuda118.so" in right.detail
+    (wrong,) = libraries.check_stack(replace(cpu, cuda="9.9"))
+    assert not wrong.passed and "holds no libbitsandbytes_cuda99.so" in wrong.detail
+
+
+def test_deepspeed_with_operators_of_another_machine(cpu: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed import git_version_info
+
+    monkeypatch.setattr(libraries, "PROBES", {"deepspeed": libraries.PROBES["deepspeed"]})
+    monkeypatch.setitem(git_version_info.installed_ops, "cpu_adam", True)
+    (wrong,) = libraries.check_stack(cpu)
+    assert not wrong.passed and wrong.detail.endswith("cpu_adam")
+
+
+def test_ffmpeg_without_a_codec(cpu: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "PROBES", {"av": libraries.PROBES["av"]})
+    monkeypatch.setattr(libraries, "DECODERS", ("h264", "vp99"))
+    (wrong,) = libraries.check_stack(cpu)
+    assert not wrong.passed and "UnknownCodecError" in wrong.detail
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager", "flex_attention"])

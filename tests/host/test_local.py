@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from vla_ft.environment.locks import normalise, parse_lock, read_lock
+from vla_ft.environment.locks import FROM_SOURCE, parse_lock, read_lock
 from vla_ft.environment.table import ENVIRONMENTS, load_table
 from vla_ft.errors import UserError
-from vla_ft.host import interpreters, local
+from vla_ft.host import interpreters, local, wheelhouse
 from vla_ft.host.interpreters import find_python
 from vla_ft.host.local import STAMP, LocalEnvironment
 from vla_ft.host.wheelhouse import sha256
@@ -64,11 +64,19 @@ def installs(pip):
 def test_layers_go_in_by_hash_and_in_order(make):
     python = make("cu126").ensure()
     assert python.name == "python" and python.exists()
-    assert [pins[0] for pins in make.pip.pins] == ["torch", "nvidia-cublas-cu12", "absl-py"]
-    for line in installs(make.pip)[:3]:
+    assert [pins[0] for pins in make.pip.pins] == ["torch", "nvidia-cublas-cu12", "absl-py", "deepspeed"]
+    for line in installs(make.pip)[:4]:
         assert "--require-hashes --no-deps" in line and "--index-url" not in line
-    assert "--editable" in installs(make.pip)[3] and "--no-build-isolation" in installs(make.pip)[3]
+    assert "--editable" in installs(make.pip)[4] and "--no-build-isolation" in installs(make.pip)[4]
     assert make.pip.commands[-1][-1] == "check"
+
+
+def test_only_what_has_no_wheel_is_built_and_alike_on_every_machine(make):
+    make("cu126").ensure()
+    *wheels, source, _ = installs(make.pip)
+    assert source.startswith("env DS_ACCELERATOR=cpu DS_BUILD_OPS=0 PIP_USE_PEP517=1 ")
+    assert "--no-binary :all: --no-build-isolation --no-cache-dir" in source
+    assert not any("--no-binary" in line or "DS_BUILD_OPS" in line for line in wheels)
 
 
 def test_the_second_call_does_nothing_and_a_new_lock_does_everything(make):
@@ -112,8 +120,8 @@ def wheel(make, tmp_path):
         path = folder / name
         path.write_bytes(name.encode())
         if locked:
-            project, version = name.split("-")[:2]
-            (pin,) = (one for one in read_lock(lock) if (one.name, one.version) == (normalise(project), version))
+            project, version = wheelhouse.project(path)
+            (pin,) = (one for one in read_lock(lock) if (one.name, one.version) == (project, version))
             line = f"{pin.name}=={version} --hash=sha256:{sha256(path)}\n"
             lock.write_text(lock.read_text().replace(pin.text, line))
         return folder
@@ -132,10 +140,11 @@ def test_a_wheel_folder_goes_before_torchs_index(make, wheel):
 
 def test_a_wheel_folder_that_holds_everything_asks_no_index(make, wheel):
     for pin in read_lock(make("cu118").environment.lock):
-        folder = wheel(f"{pin.name.replace('-', '_')}-{pin.version}-cp311-x.whl")
+        stem = f"{pin.name.replace('-', '_')}-{pin.version}"
+        folder = wheel(f"{stem}.tar.gz" if pin.name in FROM_SOURCE else f"{stem}-cp311-x.whl")
     make("cu118").ensure(folder)
-    torch, cuda, stack, project = installs(make.pip)
-    assert all(f"--find-links {folder} --no-index" in line for line in (torch, cuda, stack))
+    *layers, project = installs(make.pip)
+    assert len(layers) == 4 and all(f"--find-links {folder} --no-index" in line for line in layers)
     assert "--no-build-isolation" in project
 
 
@@ -192,7 +201,7 @@ def test_an_add_on_is_installed_once_for_each_lock(make):
     make().add_extra("sim")
     assert len(make.pip.commands) == count
     lock = make.envs / "cpu" / "sim.lock"
-    lock.write_text(lock.read_text().replace("tqdm==4.70.1", "tqdm==4.70.2"))
+    lock.write_text(lock.read_text().replace("mujoco==", "mujoco==1!"))
     make().add_extra("sim")
     assert len(make.pip.commands) == count + 2
 

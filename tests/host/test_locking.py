@@ -68,7 +68,8 @@ def test_nothing_moved_leaves_the_files_alone(envs):
 def test_one_environment_is_held_to_the_others_versions(envs):
     (done,) = refresh(load_table(envs), ["cu128"])
     words = (envs.parent / "notes").read_text()
-    assert "numpy==2.4.6" in words and "pydantic==" in words
+    assert "numpy==2.4.6" in words and "pydantic==" in words and "deepspeed==" in words
+    assert "--only-binary :all: --no-binary deepspeed" in words, "it publishes no wheel"
     assert not re.search(r"^(torch|triton|nvidia-c\w+)", words, flags=re.MULTILINE), "CUDA differs by design"
     assert "--index" not in words, "the default index has this build of torch"
     assert done.lock == envs / "cu128" / "requirements.lock"

@@ -32,6 +32,7 @@ def test_every_task_has_a_line_of_help():
         "base",
         "build",
         "doctor",
+        "fetch",
         "lock",
         "logs",
         "matrix",

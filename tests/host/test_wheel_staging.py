@@ -44,6 +44,24 @@ def test_staged_by_layer_and_removed(environment: Environment, wheels: Path, tmp
     assert len(said) == 1 and "safetensors-3-x.whl" in said[0] and "not in the lock" in said[0]
 
 
+def test_a_package_without_wheels_is_taken_as_its_archive(
+    environment: Environment, wheels: Path, tmp_path: Path
+) -> None:
+    """A wheel that somebody made of it is another file on every machine: no lock can hold its hash."""
+    archive, made = wheels / "deepspeed-0.1.tar.gz", wheels / "deepspeed-0.1-py3-none-any.whl"
+    for path in (archive, made):
+        path.write_bytes(path.name.encode())
+    (wheels / "torch-1.0+cpu.tar.gz").write_bytes(b"torch is built by nobody here")
+    pin = f"deepspeed==0.1 --hash=sha256:{sha256(archive)} --hash=sha256:{sha256(made)}\n"
+    environment.lock.write_text(environment.lock.read_text() + pin)
+    stage = tmp_path / "stage"
+    with staged(environment, [wheels], stage=stage, echo=lambda line: None) as found:
+        assert found.wheels["source"] == [archive]
+        assert [path.name for path in found.wheels["torch"]] == ["torch-1.0+cpu-cp311-x.whl"]
+        assert (stage / "source" / archive.name).is_file()
+    assert not (stage / "source" / archive.name).exists()
+
+
 def test_removed_after_a_failure(environment: Environment, wheels: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), staged(environment, [wheels], stage=tmp_path / "stage"):
         raise RuntimeError

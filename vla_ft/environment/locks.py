@@ -9,11 +9,17 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 
 from vla_ft.errors import UserError
+
+FROM_SOURCE = frozenset({"deepspeed"})
+"""Packages that publish no wheel; the lock holds the hash of their source archive.
+
+Their wheel is made on the spot, without isolation, so torch and the stack are installed before.
+"""
 
 _PIN = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)\s*(?P<marker>;[^\\]*)?")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})(?=\s|$)")
@@ -41,7 +47,13 @@ class Layers:
     cuda: tuple[Pin, ...]
     """CUDA's libraries and Triton, from the default index. Empty for ``cpu``."""
     stack: tuple[Pin, ...]
-    """Everything else, the same in every environment."""
+    """Everything else that comes as wheels, the same in every environment."""
+    source: tuple[Pin, ...]
+    """What is built from its source archive (``FROM_SOURCE``), the same in every environment."""
+
+
+LAYERS = tuple(field.name for field in fields(Layers))
+"""Names of the layers, in the order in which they are installed."""
 
 
 def normalise(name: str) -> str:
@@ -79,15 +91,17 @@ def read_lock(path: Path) -> list[Pin]:
 
 def split(pins: Iterable[Pin]) -> Layers:
     """The layers of a lock."""
-    torch, cuda, stack = [], [], []
+    torch, cuda, stack, source = [], [], [], []
     for pin in pins:
         if pin.name == "torch":
             torch.append(pin)
         elif is_cuda(pin.name):
             cuda.append(pin)
+        elif pin.name in FROM_SOURCE:
+            source.append(pin)
         else:
             stack.append(pin)
-    return Layers(tuple(torch), tuple(cuda), tuple(stack))
+    return Layers(tuple(torch), tuple(cuda), tuple(stack), tuple(source))
 
 
 def is_cuda(name: str) -> bool:
@@ -96,11 +110,14 @@ def is_cuda(name: str) -> bool:
 
 
 def write_layers(lock: Path, folder: Path) -> list[Path]:
-    """Write ``torch.txt``, ``cuda.txt`` and ``stack.txt`` of a lock; a layer without packages is an empty file."""
+    """Write ``torch.txt``, ``cuda.txt``, ``stack.txt`` and ``source.txt`` of a lock, in this order.
+
+    A layer without packages is an empty file.
+    """
     layers = split(read_lock(lock))
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in ("torch", "cuda", "stack"):
+    for name in LAYERS:
         path = folder / f"{name}.txt"
         path.write_text("".join(pin.text for pin in getattr(layers, name)), encoding="utf-8")
         written.append(path)

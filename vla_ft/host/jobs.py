@@ -43,6 +43,11 @@ def train(arguments: Sequence[str]) -> Job:
     return Job("vla_ft", ("train", *arguments), service="train", in_clone=False)
 
 
+def fetch(arguments: Sequence[str]) -> Job:
+    """Published weights onto this machine; without arguments, the list of them."""
+    return Job("vla_ft", ("fetch", *arguments), service="fetch", in_clone=False)
+
+
 def record(arguments: Sequence[str]) -> Job:
     """Demonstrations from the simulator."""
     return Job("vla_ft", ("record", *arguments), extra="sim", in_clone=False)

@@ -25,10 +25,15 @@ from vla_ft.environment.table import REPOSITORY, Environment
 from vla_ft.errors import UserError
 from vla_ft.host.interpreters import find_python
 from vla_ft.host.wheel_folders import wheel_folders
-from vla_ft.host.wheelhouse import find_wheels
+from vla_ft.host.wheelhouse import find_files
 
 VENVS = REPOSITORY / ".venvs"
 STAMP = "vla-ft.json"
+
+SOURCE_BUILD = ("env", "DS_ACCELERATOR=cpu", "DS_BUILD_OPS=0", "PIP_USE_PEP517=1")
+"""DeepSpeed's build looks at neither this machine's card, whose toolkit need not be here, nor at a wish of the user's
+shell to compile operators; and old and new pip build alike. The Dockerfile says the same.
+"""
 
 Run = Callable[[Sequence[str], Path], int]
 """Runs a command with its output going to a log file; returns the exit status."""
@@ -111,11 +116,13 @@ class LocalEnvironment:
         self.log.unlink(missing_ok=True)
         self._step(f"Python {self.environment.python} in {self.folder}", [base, "-m", "venv", str(self.folder)])
         with tempfile.TemporaryDirectory(prefix="vla-ft-layers-") as layers:
-            torch, cuda, stack = write_layers(self.environment.lock, Path(layers))
+            torch, cuda, stack, source = write_layers(self.environment.lock, Path(layers))
             self._install_torch(torch, wheelhouse)
             if cuda.stat().st_size:
                 self._install("CUDA libraries", cuda, wheelhouse)
             self._install("stack", stack, wheelhouse)
+            if source.stat().st_size:
+                self._install("what is built from source", source, wheelhouse, build=True)
         self._install_project()
         self._write_stamp(self._wanted())
 
@@ -140,12 +147,21 @@ class LocalEnvironment:
         self._install(name, requirements, wheelhouse, options, remedy)
 
     def _install(
-        self, what: str, requirements: Path, wheelhouse: Path | None, index: Sequence[str] = (), remedy: str = ""
+        self,
+        what: str,
+        requirements: Path,
+        wheelhouse: Path | None,
+        index: Sequence[str] = (),
+        remedy: str = "",
+        build: bool = False,
     ) -> None:
-        """Install exactly what a hashed requirements file lists; no index is asked for what lies in wheel folders."""
+        """Install exactly what a hashed requirements file lists; no index is asked for what lies in wheel folders.
+
+        With ``build``, from source archives, with the setuptools and the torch that are installed already.
+        """
         folders = wheel_folders([wheelhouse] if wheelhouse else [])
         pins = read_lock(requirements)
-        here = find_wheels(pins, folders, self.echo)
+        here = find_files(pins, folders, self.echo)
         options = [word for folder in folders for word in ("--find-links", str(folder))]
         if len(here) == len(pins):
             what += f" from {', '.join(sorted({str(wheel.parent) for wheel in here}))}"
@@ -155,7 +171,10 @@ class LocalEnvironment:
             options += index
         # Without compiling: Python compiles what is imported, which is a small part of torch, when it is imported.
         command = ["install", "--require-hashes", "--no-deps", "--no-compile", *options, "-r", str(requirements)]
-        self._step(what, self._pip(*command), remedy)
+        if build:
+            # pip would keep the wheel that it makes, and give what one torch wrote into it to the next environment.
+            command += ["--no-binary", ":all:", "--no-build-isolation", "--no-cache-dir"]
+        self._step(what, [*(SOURCE_BUILD if build else ()), *self._pip(*command)], remedy)
 
     def _check(self) -> None:
         self._step("check of what depends on what", self._pip("check"))

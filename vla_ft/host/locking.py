@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_ft.environment.locks import Pin, changes, parse_lock, read_lock, split
+from vla_ft.environment.locks import FROM_SOURCE, Pin, changes, parse_lock, read_lock, split
 from vla_ft.environment.table import Environment, Table
 from vla_ft.errors import UserError
 from vla_ft.host.shadow_index import has_shadow, shadow_index
@@ -51,8 +51,9 @@ def refresh(table: Table, names: Iterable[str] = (), upgrade: bool = False) -> l
 
 
 def shared_versions(environment: Environment) -> dict[str, str]:
-    """Versions of the stack that an environment's lock pins, without torch and CUDA."""
-    return {pin.name: pin.version for pin in split(read_lock(environment.lock)).stack}
+    """Versions that an environment's lock pins, without torch and CUDA."""
+    layers = split(read_lock(environment.lock))
+    return {pin.name: pin.version for pin in (*layers.stack, *layers.source)}
 
 
 def _refresh_lock(environment: Environment, agreed: dict[str, str], upgrade: bool) -> Refreshed:
@@ -94,7 +95,9 @@ def _compile(
     constraints = folder / "agreed.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in agreed.items()), encoding="utf-8")
     command = [_uv(), "pip", "compile", *map(str, inputs), "--output-file", str(output)]
-    command += ["--constraint", str(constraints), "--generate-hashes", "--only-binary", ":all:", "--quiet"]
+    command += ["--constraint", str(constraints), "--generate-hashes", "--quiet", "--only-binary", ":all:"]
+    for name in sorted(FROM_SOURCE):
+        command += ["--no-binary", name]
     command += ["--python-version", environment.python, "--python-platform", PLATFORM, "--no-header", "--no-annotate"]
     if index:
         command += ["--index", index]

@@ -1,4 +1,4 @@
-"""Wheels from local folders, staged into the build context for one build.
+"""Wheels (and source archives of what has none) from local folders, staged into the build context for one build.
 
 BuildKit inside Docker 20.10 has no named build contexts, so wheels have to lie inside the repository while an image
 is built: ``docker/wheelhouse/<layer>/``, ignored by git, one folder a layer so that a wheel touches its own layer only.
@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vla_ft.environment.locks import Pin, normalise, read_lock, split
+from vla_ft.environment.locks import FROM_SOURCE, Pin, normalise, read_lock, split
+from vla_ft.environment.locks import LAYERS as LOCKED
 from vla_ft.environment.table import REPOSITORY, Environment, FlashAttention
 from vla_ft.errors import UserError
 
 STAGE = REPOSITORY / "docker" / "wheelhouse"
-LAYERS = ("torch", "cuda", "stack", "flash-attn")
+LAYERS = (*LOCKED, "flash-attn")
+PATTERNS = ("*.whl", "*.tar.gz")
 
 
 @dataclass
@@ -40,20 +42,31 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def find_wheels(pins: Sequence[Pin], folders: Sequence[Path], echo: Callable[[str], None]) -> list[Path]:
-    """Wheels in ``folders`` that a lock admits; one of a locked version but of another content is named and left."""
+def find_files(pins: Sequence[Pin], folders: Sequence[Path], echo: Callable[[str], None]) -> list[Path]:
+    """Files in ``folders`` that a lock admits; one of a locked version but of another content is named and left.
+
+    These are wheels, and for packages that publish none (``FROM_SOURCE``) their source archives.
+    """
     wanted = {(pin.name, pin.version): pin for pin in pins}
     found: dict[tuple[str, str], Path] = {}
-    for path in (path for folder in folders for path in sorted(folder.glob("*.whl"))):
-        name, version, *_ = path.name.split("-")
-        key = normalise(name), version.replace("%2B", "+")
-        if key not in wanted or key in found:
+    for path in (path for folder in folders for path in _packages(folder)):
+        key = project(path)
+        if key not in wanted or key in found or (key[0] in FROM_SOURCE) == (path.suffix == ".whl"):
             continue
         if sha256(path) in wanted[key].hashes:
             found[key] = path
         else:
             echo(f"{path} is not used: its sha256 is not in the lock.")
     return list(found.values())
+
+
+def project(path: Path) -> tuple[str, str]:
+    """Normalised name and version of a wheel or a source archive, from its file name."""
+    if path.suffix == ".whl":
+        name, version, *_ = path.name.split("-")
+    else:
+        name, _, version = path.name.removesuffix(".tar.gz").rpartition("-")
+    return normalise(name), version.replace("%2B", "+")
 
 
 def find_flash_attention(wheel: FlashAttention, folders: Sequence[Path]) -> Path | None:
@@ -92,8 +105,8 @@ def staged(
     layers = split(read_lock(environment.lock))
     result = Staged()
     if folders:
-        for layer in ("torch", "cuda", "stack"):
-            result.wheels[layer] = find_wheels(getattr(layers, layer), folders, echo)
+        for layer in LOCKED:
+            result.wheels[layer] = find_files(getattr(layers, layer), folders, echo)
     if flash_attention:
         result.wheels["flash-attn"] = [flash_attention]
     for layer in LAYERS:
@@ -124,5 +137,9 @@ def _place(wheel: Path, target: Path) -> None:
 
 def _clear(stage: Path) -> None:
     for layer in LAYERS:
-        for wheel in (stage / layer).glob("*.whl"):
-            wheel.unlink()
+        for path in _packages(stage / layer):
+            path.unlink()
+
+
+def _packages(folder: Path) -> list[Path]:
+    return [path for pattern in PATTERNS for path in sorted(folder.glob(pattern))]

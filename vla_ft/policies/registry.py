@@ -11,7 +11,7 @@ from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import unknown
 from vla_ft.policies.base import Model, Processor
-from vla_ft.policies.ledger import Ledger
+from vla_ft.policies.ledger import Ledger, Place
 
 POLICIES = {"act": "vla_ft.policies.act"}
 
@@ -32,8 +32,13 @@ class PolicyPackage(Protocol):
         """The processor of the same configuration."""
         ...
 
-    def load_weights(self, model: nn.Module, path: str, layout: str) -> Ledger:
-        """Load published or own weights into ``model``, strictly; ``layout`` is a name or ``auto``."""
+    def load_weights(
+        self, model: nn.Module, path: str, layout: str, *, assign: bool = False, place: Place | None = None
+    ) -> Ledger:
+        """Load published or own weights into ``model``, strictly; ``layout`` is a name or ``auto``.
+
+        ``assign`` and ``place``, as in ``ledger.apply_import``, say how: copied, taken as they are, or handed on.
+        """
         ...
 
 

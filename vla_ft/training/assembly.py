@@ -25,6 +25,7 @@ from vla_ft.training.engines import Engine
 from vla_ft.training.optimizers import Ema, build_optimizer, freeze_parts
 from vla_ft.training.randomness import seed_everything
 from vla_ft.training.state import TrainingState
+from vla_ft.weights.places import resolve
 
 MOCK = "mock"
 """``data.path`` that asks for mock demonstrations."""
@@ -54,6 +55,8 @@ def assemble(config: RunConfig, engine: Engine, fresh: bool = True) -> Run:
 
     A run that is not ``fresh`` takes its weights from its checkpoint: ``init`` is then not read.
     """
+    # A name that was not fetched is told before the data is read.
+    start = str(resolve(config.init.path)) if fresh and config.init.path is not None else None
     reader, path = _open(config, engine)
     data = config.data
     # One process looks for instructions; the others get what it found.
@@ -71,8 +74,8 @@ def assemble(config: RunConfig, engine: Engine, fresh: bool = True) -> Run:
     seed_everything(config.seed, 0)  # the same fresh weights on every process
     model = policy.build_model(config.model, reader.description)
     weights = "fresh (random)" if fresh else "of the checkpoint"
-    if fresh and config.init.path is not None:
-        ledger = policy.load_weights(model, config.init.path, config.init.layout)
+    if start is not None:
+        ledger = policy.load_weights(model, start, config.init.layout)
         weights = str(ledger)
     freeze_parts(model, config.freeze)
     model.to(engine.device)

@@ -17,6 +17,7 @@ from vla_ft.environment.selftest.attention import check_attention, installed_bac
 from vla_ft.environment.selftest.cards import check_card
 from vla_ft.environment.selftest.check import Check
 from vla_ft.environment.selftest.compiler import check_compiler
+from vla_ft.environment.selftest.libraries import check_stack
 from vla_ft.environment.selftest.software import (
     check_architectures,
     check_libraries,
@@ -41,6 +42,7 @@ def run(environment: Environment, backends: Sequence[str]) -> dict[str, Any]:
         checks += _guarded(name, check, environment)
     if environment.cuda:
         checks += _guarded("libraries", check_libraries)
+    checks += _guarded("stack", check_stack, environment)
     for backend in backends:
         checks += _guarded(f"attention {backend}", check_attention, backend)
     checks += _guarded("policies", check_policies)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vla_ft.errors import UserError, unknown
 from vla_ft.policies.act.model import Act
-from vla_ft.policies.ledger import Ledger, import_state
-from vla_ft.policies.tensor_files import read_tensors
+from vla_ft.policies.ledger import Ledger, Place, import_state
+from vla_ft.policies.tensor_files import open_tensors
 
 RENAMES: tuple[tuple[str, str, str | None], ...] = (
     # ours                        the original                LeRobot
@@ -46,30 +46,43 @@ _LEROBOT_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_o
 _NOWHERE = "(no such part) "
 
 
-def load_weights(model: nn.Module, path: str, layout: str = "auto") -> Ledger:
+def load_weights(
+    model: nn.Module, path: str, layout: str = "auto", *, assign: bool = False, place: Place | None = None
+) -> Ledger:
     """Copy the weights of a file into an ACT model, strictly, and say what became of each tensor.
 
     ``layout``: ``vla_ft`` (our own), ``original`` (``policy_*.ckpt`` of tonyzhaozh/act), ``lerobot`` (the
     ``model.safetensors`` of an ``act`` policy), ``resnet`` (a torchvision ResNet state dict; the trunk alone is
     loaded) or ``auto``. Number of heads and the activation leave no trace in weights: they are the configuration's.
+    ``assign`` and ``place`` as in ``ledger.apply_import``.
     Raises UserError on any tensor that does not fit, before anything is changed.
     """
     if not isinstance(model, Act):
         raise UserError(f"These are ACT weights, the model is {type(model).__name__}. Choose policy 'act'.")
     if layout not in (*LAYOUTS, "auto"):
         raise unknown("weight layout", layout, (*LAYOUTS, "auto"))
-    state = read_tensors(Path(path))
-    return load_state(model, state, layout if layout != "auto" else detect_layout(state, path), path)
+    state = open_tensors(Path(path))
+    layout = layout if layout != "auto" else detect_layout(state, path)
+    return load_state(model, state, layout, path, assign=assign, place=place)
 
 
-def load_state(model: Act, state: Mapping[str, Tensor], layout: str, source: str) -> Ledger:
+def load_state(
+    model: Act,
+    state: Mapping[str, Tensor],
+    layout: str,
+    source: str,
+    *,
+    assign: bool = False,
+    place: Place | None = None,
+) -> Ledger:
     """``load_weights`` from tensors in memory; ``source`` names them in messages."""
     if layout == "resnet":
         if model.vision is None:
             raise UserError(f"{source} holds an image trunk, but this model has no cameras.")
-        return import_state(model.vision.trunk, state, source=source, rename=_rename_resnet)
+        trunk = model.vision.trunk
+        return import_state(trunk, state, source=source, rename=_rename_resnet, assign=assign, place=place)
     _check_decoder_output(model, layout, source)
-    return import_state(model, state, source=source, rename=rename_for(model, layout))
+    return import_state(model, state, source=source, rename=rename_for(model, layout), assign=assign, place=place)
 
 
 def rename_for(model: Act, layout: str) -> Callable[[str], str | None]:
