@@ -16,9 +16,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
+from vla_ft.data.augmentation import AugmentationConfig, RecipeName, find_augmentation
+from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.mock import MockConfig
+from vla_ft.data.opening import MixEntry, find_mix, open_mixture, open_part, resized_reader
 from vla_ft.errors import UserError, nearest, unknown
 from vla_ft.policies.registry import load_policy
 
@@ -32,6 +36,13 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 EngineName = Literal["auto", "single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
 Precision = Literal["fp32", "bf16", "bf16_stochastic", "bf16_kahan"]
 T = TypeVar("T")
+Name = TypeVar("Name")
+
+# A published choice by its name, or one's own. The tags keep mistakes in one from being explained as the other's.
+NamedOr = Annotated[
+    Annotated[Name, Tag("<name>")] | Annotated[T, Tag("<own>")],
+    Discriminator(lambda value: "<name>" if isinstance(value, str) else "<own>"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +52,10 @@ class DataConfig:
     __pydantic_config__ = _STRICT
 
     path: str
-    """A folder of demonstrations, or ``mock``: a small real dataset is then written into the run folder and read."""
+    """A folder of demonstrations, or ``mock``: a small real dataset is then written into the run folder and read. With
+    ``mix``, the folder in which its datasets lie."""
+    mix: NamedOr[str, dict[str, MixEntry]] | None = None
+    """Several datasets instead of one: a published mix by name, or one's own (see ``MixEntry``)."""
     format: str = "auto"
     cameras: tuple[str, ...] | None = None
     """Cameras to use, in the policy's order; null takes all of the dataset."""
@@ -60,6 +74,14 @@ class DataConfig:
     """Columns that are joined to the action vector, in formats whose columns have names; null takes the usual one."""
     proprio: tuple[str, ...] | None = None
     """The same for proprioception."""
+    image_size: tuple[Positive, Positive] | None = None
+    """(height, width) that every camera is resized to, as published RLDS loaders do (Lanczos3); null keeps sizes."""
+    augmentation: NamedOr[RecipeName, AugmentationConfig] = "none"
+    """Of training images: a published recipe (``cogact``, ``pizero``) or one's own ranges."""
+    drop_unlabeled: bool | None = None
+    """Leave out episodes without an instruction, with a count; null does so for published mixes alone, as they do."""
+    steps_per_episode: Positive | None = None
+    """At most so many steps of an episode in each pass over the data, others in the next (open-pi-zero: 100)."""
     validation_fraction: Fraction = 0.1
     """Share of the *episodes* held out. 0 trains on everything."""
     workers: NotNegative = 2
@@ -70,6 +92,35 @@ class DataConfig:
         names = ("fps", "sim", "instruction", "jpeg_channels", "split", "action", "proprio")
         options = {name: getattr(self, name) for name in names}
         return {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training images are drawn anew in every epoch: features of them cannot be kept."""
+        return find_augmentation(self.augmentation, 0) is not None
+
+    @property
+    def drops_unlabeled(self) -> bool:
+        """``drop_unlabeled`` with its default resolved."""
+        return isinstance(self.mix, str) if self.drop_unlabeled is None else self.drop_unlabeled
+
+    def open(self, path: str) -> EpisodeReader:
+        """The reader of everything that is trained on. Raises UserError."""
+        options = self.reader_options()
+        if self.mix is None:
+            reader = open_dataset(path, format=self.format, cameras=self.cameras, **options)
+            return resized_reader(reader, self.image_size)
+        return open_mixture(Path(path), find_mix(self.mix), self.cameras, self.image_size, options)
+
+    def open_one(self, path: str, dataset: str | None) -> EpisodeReader:
+        """A dataset at ``path`` as ``dataset`` of the mix is read; without a mix, as the only one. Raises UserError."""
+        if self.mix is None:
+            return self.open(path)
+        entries = find_mix(self.mix)
+        if dataset is None and len(entries) == 1:
+            dataset = next(iter(entries))
+        if dataset is None or dataset not in entries:
+            raise unknown("dataset", str(dataset), entries)
+        return open_part(Path(path), dataset, entries[dataset], self.cameras, self.image_size, self.reader_options())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +407,7 @@ def _to_plain(config: DictConfig) -> dict[str, Any]:
 
 def _explain(kind: type, entry: Any, prefix: str) -> str:
     """One sentence for one of pydantic's errors."""
-    path = [str(part) for part in entry["loc"]]
+    path = [str(part) for part in entry["loc"] if part not in ("<name>", "<own>")]
     key = (prefix + ".".join(path)).rstrip(".")
     if entry["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = [prefix + name for name in _keys(kind)]
@@ -390,4 +441,9 @@ def _keys(kind: Any) -> list[str]:
     return names
 
 
-_NESTED = {"data": DataConfig, "ema": EmaConfig, "frozen_features": FrozenFeaturesConfig}
+_NESTED = {
+    "data": DataConfig,
+    "ema": EmaConfig,
+    "frozen_features": FrozenFeaturesConfig,
+    "augmentation": AugmentationConfig,
+}

@@ -30,7 +30,12 @@ COVERAGE: tuple[tuple[str, str], ...] = (
     ("act/lerobot_temporal_ensembler*", "test_act_execution.py"),
     ("act/hdf5_*", "test_act_hdf5.py"),
     ("lerobot_dataset/*", "LeRobot datasets: come with the data formats"),
+    ("cogact/data_transforms", "test_cogact_data.py"),
+    ("cogact/image_ops", "test_image_operators.py"),
+    ("cogact/unnorm_ensemble", "un-normalising: test_cogact_data.py; the ensemble comes with the CogACT policy"),
     ("cogact/*", "the CogACT policy is not built yet"),
+    ("pizero/data", "test_pizero_data.py"),
+    ("pizero/parts", "normalising: test_pizero_data.py; the rest comes with the pi0 policy"),
     ("pizero/*", "the pi0 policy is not built yet"),
     ("rdt/*", "the RDT policy is not built yet"),
 )

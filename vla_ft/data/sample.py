@@ -51,6 +51,9 @@ class DatasetDescription:
     action_mode: Literal["absolute", "delta"]
     gripper: str
     fps: float
+    gripper_dims: tuple[int, ...] = ()
+    """Action dimensions that command a gripper absolutely, 0 to 1: policies that scale actions leave them as they are,
+    and relative actions hold them past an episode's end."""
 
     def __post_init__(self) -> None:
         for part in ("action", "proprio"):
@@ -62,6 +65,11 @@ class DatasetDescription:
     def action_dim(self) -> int:
         """Number of action dimensions A."""
         return len(self.action_names)
+
+    @property
+    def is_gripper(self) -> np.ndarray:
+        """bool [A]: which action dimensions are ``gripper_dims``."""
+        return np.isin(np.arange(self.action_dim), self.gripper_dims)
 
     @property
     def proprio_dim(self) -> int:

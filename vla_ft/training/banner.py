@@ -8,6 +8,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vla_ft.data.augmentation import describe
+from vla_ft.data.mixture import MixtureReader
+from vla_ft.data.order import MixtureOrder
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
 from vla_ft.training.engines.pieces import QUANTIZATION_BLOCK
@@ -58,20 +61,35 @@ def _data(run: Run) -> dict[str, str]:
     about, data = run.state.description, run.state.config.data
     cameras = ", ".join(f"{name} {height}x{width}" for name, (height, width) in about.cameras.items())
     constant = {
-        feature: run.state.statistics[feature].constant
-        for feature in run.state.statistics.features
-        if run.state.statistics[feature].constant
+        f"{name} {feature}".strip(): statistics.constant
+        for name, part in run.state.statistics.each().items()
+        for feature, statistics in part.features.items()
+        if statistics.constant
     }
     return {
-        "data": f"{about.name} ({run.data_path}), {about.fps:g} Hz",
+        "data": f"{about.name} ({run.data_path}), " + (f"{about.fps:g} Hz" if about.fps else "several rates"),
+        **_mix(run),
         "episodes": f"{len(run.split.training)} training, {len(run.split.validation)} held out "
-        f"(seed {run.state.config.seed})",
+        f"(seed {run.state.config.seed})" + (f"; {run.dropped}" if data.drops_unlabeled else ""),
         "windows": f"{len(run.training_windows):,} training, {len(run.validation_windows):,} held out",
         "cameras": cameras or "none",
         "action": f"{about.action_dim} dimensions, {about.action_kind}, {about.action_mode}",
         "proprio": f"{about.proprio_dim} dimensions",
         "constant": "; ".join(f"{f}: {', '.join(names)}" for f, names in constant.items()) or "no constant dimensions",
+        "augmentation": describe(data.augmentation),
         "workers": f"{data.workers} per process",
+    }
+
+
+def _mix(run: Run) -> dict[str, str]:
+    """The exact share of every dataset of a mixture."""
+    order = run.places.order
+    if not isinstance(run.reader, MixtureReader) or not isinstance(order, MixtureOrder):
+        return {}
+    shares = zip(run.reader.parts, order.quotas, order.sizes, strict=True)
+    return {
+        "mix": "; ".join(f"{name} {100 * quota / len(order):.2f} % ({size:,} windows)" for name, quota, size in shares),
+        "epoch": f"{len(order):,} samples",
     }
 
 
@@ -83,7 +101,7 @@ def _method(run: Run, engine: Engine) -> dict[str, str]:
     )
     clip = f", clip {optimizer.clip_grad_norm:g}" if optimizer.clip_grad_norm else ", no clipping"
     ema = f"decay {config.ema.decay:g} from step {config.ema.start_step}" if config.ema else "off"
-    epochs = config.steps * run.global_batch / max(1, len(run.training_windows))
+    epochs = config.steps * run.global_batch / max(1, len(run.places))
     return {
         "batch": f"{run.global_batch} = {batch.per_device} per device x {batch.accumulation} accumulated "
         f"x {engine.world_size} process(es)",

@@ -20,6 +20,7 @@ from vla_ft.config import FrozenFeaturesConfig, RunConfig
 from vla_ft.data.feature_store import CachedFeatures, Feature, FeatureFolder, FeatureStore, Layout
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.loading import Loader, build_scan
+from vla_ft.data.sample import IMAGE_PREFIX
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch, FrozenFeatures, Model, Processor
 from vla_ft.policies.frozen_parts import cacheable, compute_rows, leave_out, refuse_random, replaced_inputs
@@ -61,7 +62,9 @@ def cache_features(
     wanted = config.frozen_features
     if wanted is None:
         return Cached(None, processor, {}, "off")
-    parts = cacheable(model, wanted.parts, processor.random_keys)
+    # Augmentation draws every image anew, before any processor sees it.
+    drawn = [key for key in processor.keys if key.startswith(IMAGE_PREFIX)] if config.data.augmented else []
+    parts = cacheable(model, wanted.parts, (*processor.random_keys, *drawn))
     root = Path(wanted.path) if wanted.path is not None else Path(config.output) / "features"
     stores, notes = [], []
     for part, declared in parts.items():

@@ -136,9 +136,10 @@ def _schedule_note(config: RunConfig) -> str:
 def _harmless(key: str) -> bool:
     first, _, rest = key.partition(".")
     second = rest.split(".")[0]
+    place_of_a_part = rest.startswith("mix.") and rest.endswith(".path")
     return (
         first in _MAY_CHANGE
-        or (first == "data" and second in _DATA_MAY_CHANGE)
+        or (first == "data" and (second in _DATA_MAY_CHANGE or place_of_a_part))
         or (first == "optimizer" and second in _OPTIMIZER_MAY_CHANGE)
     )
 

@@ -131,7 +131,7 @@ def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:
 
 def _scalars(run: Run, losses: dict[str, float], line: ProgressLine) -> dict[str, float]:
     return {f"train/{name}": value for name, value in losses.items()} | {
-        "train/epoch": run.state.position / len(run.training_windows),
+        "train/epoch": run.state.position / len(run.places),
         "train/samples_per_second": line.samples_per_second,
         "train/memory_gib": memory_gib(),
     }

@@ -72,7 +72,8 @@ def _sums(engine: Engine, processor: Processor, batch: Batch) -> dict[str, float
     result = engine.loss(batch)
     predicted = engine.sample(batch).float()
     real = batch["action_pad_mask"]
-    robot_error = np.abs(processor.unnormalize(predicted) - processor.unnormalize(batch["action"]))
+    of = batch.get("dataset")
+    robot_error = np.abs(processor.unnormalize(predicted, of) - processor.unnormalize(batch["action"], of))
     size = len(real)
     sums = {name: float(value) * size for name, value in {"loss": result.loss, **result.metrics}.items()}
     sums["action_l1"] = float((predicted - batch["action"]).abs().mean(-1)[real].sum())

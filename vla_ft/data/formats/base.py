@@ -33,6 +33,10 @@ class EpisodeReader(ABC):
         is asked for is read and decoded. Raises UserError naming episode, step and key when the data is damaged.
         """
 
+    def resolve(self, episode: int) -> tuple[EpisodeReader, int]:
+        """The reader that holds an episode, and its number there: a mixture of datasets answers with one of them."""
+        return self, episode
+
     @abstractmethod
     def instruction(self, episode: int) -> str:
         """The language instruction of an episode; empty when the dataset has none."""
