@@ -52,6 +52,14 @@ class DataConfig:
     """Language instruction of episodes that carry none."""
     jpeg_channels: Literal["rgb", "bgr"] | None = None
     """Colour order of encoded images; ``bgr`` for recorders that gave RGB frames to OpenCV."""
+    proprio_key: str | None = None
+    """LeRobot: the feature that holds the robot's state, when it is not ``observation.state``."""
+    action_key: str | None = None
+    """LeRobot: the feature that holds the actions, when it is not ``action``."""
+    action_kind: Literal["joint", "end_effector"] | None = None
+    """What an action is, for formats that do not record it; for the record, nothing is converted."""
+    action_mode: Literal["absolute", "delta"] | None = None
+    """Whether actions are targets or changes, for formats that do not record it."""
     validation_fraction: Fraction = 0.1
     """Share of the *episodes* held out. 0 trains on everything."""
     workers: NotNegative = 2
@@ -59,7 +67,8 @@ class DataConfig:
 
     def reader_options(self) -> dict[str, Any]:
         """The reader's own options that were given; one that a format does not know is refused by name."""
-        names = ("fps", "sim", "instruction", "jpeg_channels")
+        keys = ("proprio_key", "action_key", "action_kind", "action_mode")
+        names = ("fps", "sim", "instruction", "jpeg_channels", *keys)
         options = {name: getattr(self, name) for name in names}
         return {name: value for name, value in options.items() if value is not None}
 

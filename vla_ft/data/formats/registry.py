@@ -9,9 +9,10 @@ from typing import Any
 
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
 from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.lerobot import LeRobotReader
 from vla_ft.errors import UserError, unknown
 
-READERS: dict[str, type[EpisodeReader]] = {"aloha_hdf5": AlohaHdf5Reader}
+READERS: dict[str, type[EpisodeReader]] = {"aloha_hdf5": AlohaHdf5Reader, "lerobot": LeRobotReader}
 """Format name -> reader, constructed as ``Reader(path, cameras=..., **options)``."""
 
 SIGNS: dict[str, Callable[[Path], bool]] = {
