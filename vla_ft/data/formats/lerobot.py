@@ -23,7 +23,7 @@ from vla_ft.data.formats.lerobot_layout import (
     video_file,
 )
 from vla_ft.data.formats.open_descriptors import OpenDescriptors
-from vla_ft.data.formats.parquet_pages import read_values
+from vla_ft.data.formats.parquet_pages import read_value
 from vla_ft.data.formats.video_frames import VideoFiles
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
 from vla_ft.errors import UserError, unknown
@@ -84,7 +84,7 @@ class LeRobotReader(EpisodeReader):
         self._cameras = {c: found[c] for c in (found if cameras is None else dict.fromkeys(cameras))}
         self._images = tuple(f.name for f in self._cameras.values() if f.dtype == "image")
         plan = IndexPlan(info=self.info, table=self._table, tasks=self._tasks, columns=columns, images=self._images)
-        self._starts, self._file_order = plan.starts, {pair: n for n, pair in enumerate(plan.files())}
+        self._starts = plan.starts
         self.index = open_index(plan, None if cache is None else Path(cache))
         self.damage = self.index.damage
         """Episode -> what is wrong with it, in a sentence; reading it raises that."""
@@ -156,14 +156,14 @@ class LeRobotReader(EpisodeReader):
         """Encoded images out of parquet pages."""
         where = (int(self._table.chunk[episode]), int(self._table.file[episode]))
         path, number = data_file(self.info, *where), self._images.index(feature.name)
-        ends, order = self.index.array(f"page_ends_{number}"), self._file_order[where]
-        pages = self.index.array(f"pages_{number}")[ends[order - 1] if order else 0 : ends[order]]
-        in_file = rows + int(self.index.array("file_row")[episode])
+        places = np.asarray(self.index.array(f"place_{number}")[self._starts[episode] + rows])
+        pages, blocks = self.index.array("pages"), self.index.array("blocks")
         frames = np.empty((len(rows), *size, 3), np.uint8)
         try:
-            encoded = read_values(self._files.get(path), pages, in_file.tolist())
-            for place, row in enumerate(in_file.tolist()):
-                with Image.open(io.BytesIO(encoded[row])) as image:
+            descriptor = self._files.get(path)
+            for place, (page, offset, length) in enumerate(places.tolist()):
+                encoded = read_value(descriptor, pages[page], blocks, offset, length)
+                with Image.open(io.BytesIO(encoded)) as image:
                     if (image.height, image.width) != size:
                         raise ValueError(f"the image is {image.height} x {image.width} pixels, expected {size}")
                     frames[place] = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

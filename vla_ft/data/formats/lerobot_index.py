@@ -1,8 +1,8 @@
 """The index of a LeRobot dataset: its numbers in flat files that workers map, and where its encoded images lie.
 
 Made in one pass that reads columns of numbers and page headers, and kept in a cache folder under the identity (names,
-sizes, times) of its files. That pass also checks every row against the table of episodes. What it finds wrong is kept by
-episode and told when the episode is read, so that a tool can leave damaged episodes out.
+sizes, times) of its files. That pass also checks every row against the table of episodes. What it finds wrong is kept
+by episode and told when the episode is read, so that a tool can leave damaged episodes out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from vla_ft.data.formats.lerobot_layout import DatasetInfo, EpisodeTable, data_file
 from vla_ft.data.formats.parquet_columns import read_numbers
-from vla_ft.data.formats.parquet_pages import FIELDS, scan_pages
+from vla_ft.data.formats.parquet_pages import PAGE_FIELDS, index_values
 from vla_ft.errors import UserError
 
 CACHE_VARIABLE = "VLA_FT_CACHE"
@@ -74,8 +74,9 @@ class IndexPlan:
 
 
 class LeRobotIndex:
-    """``action`` and ``proprio`` float32 [N, width], ``timestamp`` float32 [N], ``task`` int32 [N], ``file_row`` int64
-    [E] (row of an episode's first step in its file), page tables by camera, and ``damage``: episode -> a sentence.
+    """``action`` and ``proprio`` float32 [N, width], ``timestamp`` float32 [N], ``task`` int32 [N]; for camera k with
+    images in parquet ``place_k`` int64 [N, 3] (page, offset, length; see ``ValueIndex``), with the ``pages`` and
+    ``blocks`` of all; and ``damage``: episode -> a sentence.
 
     With a folder its arrays are mapped when first used, in each process; without, they are in memory and travel along.
     """
@@ -116,6 +117,7 @@ def open_index(plan: IndexPlan, cache: Path | None = None) -> LeRobotIndex:
     folder = parent / "lerobot" / f"{place}-{plan.identity()[:24]}"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         return _load(folder, plan)
+    shutil.rmtree(folder, ignore_errors=True)  # what is there cannot be loaded
     unfinished = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -145,10 +147,7 @@ def _load(folder: Path, plan: IndexPlan) -> LeRobotIndex:
 
 
 def _publish(unfinished: Path, folder: Path) -> None:
-    """Rename into place; an index of the same files that another process made first is as good."""
-    with contextlib.suppress(OSError):
-        if not (folder / _BOOK).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
+    """Rename into place; an index of the same files that another process made meanwhile is as good."""
     try:
         os.rename(unfinished, folder)
     except OSError:
@@ -164,11 +163,14 @@ def _shapes(plan: IndexPlan) -> dict[str, tuple[tuple[int, ...], type]]:
     shapes: dict[str, tuple[tuple[int, ...], type]] = {
         key: ((steps, plan.info.features[name].width), np.float32) for key, name in plan.columns.items()
     }
-    return shapes | {
-        "timestamp": ((steps,), np.float32),
-        "task": ((steps,), np.int32),
-        "file_row": ((len(plan.table.number),), np.int64),
-    }
+    return (
+        shapes
+        | {
+            "timestamp": ((steps,), np.float32),
+            "task": ((steps,), np.int32),
+        }
+        | {f"place_{number}": ((steps, 3), np.int64) for number in range(len(plan.images))}
+    )
 
 
 def _build(plan: IndexPlan, folder: Path | None) -> LeRobotIndex:
@@ -180,19 +182,16 @@ def _build(plan: IndexPlan, folder: Path | None) -> LeRobotIndex:
             else np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
         )
     damage: dict[int, str] = {}
-    tables: dict[str, list[np.ndarray]] = {name: [] for name in plan.images}
+    pages: list[np.ndarray] = [np.empty((0, len(PAGE_FIELDS)), np.int64)]
+    blocks: list[np.ndarray] = [np.empty(0, np.int64)]
     for chunk, file, episodes in _by_file(plan):
-        pages = dict.fromkeys(plan.images, np.empty((0, len(FIELDS)), np.int64))
         try:
-            _index_file(plan, chunk, file, episodes, arrays, damage)
-            pages = {name: scan_pages(data_file(plan.info, chunk, file), f"{name}.bytes") for name in plan.images}
+            firsts = _index_file(plan, chunk, file, episodes, arrays, damage)
+            for number in range(len(plan.images)):
+                _index_images(plan, chunk, file, number, firsts, arrays, pages, blocks)
         except UserError as error:
             damage.update((int(e), str(error)) for e in episodes if int(e) not in damage)
-        for name in plan.images:
-            tables[name].append(pages[name])
-    for place, name in enumerate(plan.images):
-        arrays[f"pages_{place}"] = np.concatenate(tables[name])
-        arrays[f"page_ends_{place}"] = np.cumsum([len(t) for t in tables[name]])
+    arrays |= {"pages": np.concatenate(pages), "blocks": np.concatenate(blocks)}
     fingerprint = _fingerprint(plan, arrays, damage)
     if folder is not None:
         for name, values in arrays.items():
@@ -220,8 +219,8 @@ def _index_file(
     episodes: np.ndarray,
     arrays: dict[str, np.ndarray],
     damage: dict[int, str],
-) -> None:
-    """Copy the numbers of a data file to the places of its episodes, checking each episode."""
+) -> dict[int, int]:
+    """Copy the numbers of a data file to the places of its episodes, checking each: episode -> its first row there."""
     path = data_file(plan.info, chunk, file)
     widths = {name: plan.info.features[name].width for name in plan.columns.values()}
     numbers = read_numbers(
@@ -230,6 +229,7 @@ def _index_file(
     flat = {name: values[:, 0] for name, values in numbers.items() if name not in widths}
     owners, firsts, counts = np.unique(flat["episode_index"], return_index=True, return_counts=True)
     found = {int(o): (int(f), int(c)) for o, f, c in zip(owners, firsts, counts, strict=True)}
+    firsts_of: dict[int, int] = {}
     for episode in episodes:
         first, count = found.get(int(plan.table.number[episode]), (0, 0))
         rows, start = slice(first, first + count), int(plan.starts[episode])
@@ -242,7 +242,30 @@ def _index_file(
             arrays[key][place] = numbers[name][rows]
         arrays["timestamp"][place] = flat["timestamp"][rows]
         arrays["task"][place] = flat["task_index"][rows]
-        arrays["file_row"][episode] = first
+        firsts_of[int(episode)] = first
+    return firsts_of
+
+
+def _index_images(
+    plan: IndexPlan,
+    chunk: int,
+    file: int,
+    number: int,
+    firsts: dict[int, int],
+    arrays: dict[str, np.ndarray],
+    pages: list[np.ndarray],
+    blocks: list[np.ndarray],
+) -> None:
+    """Note where the images of camera ``number`` lie in a data file."""
+    index = index_values(data_file(plan.info, chunk, file), f"{plan.images[number]}.bytes")
+    page, block = sum(map(len, pages)), sum(map(len, blocks))
+    places = np.stack([index.page + page, index.offset, index.length], axis=1)
+    for episode, first in firsts.items():
+        start, length = int(plan.starts[episode]), int(plan.table.lengths[episode])
+        arrays[f"place_{number}"][start : start + length] = places[first : first + length]
+    index.pages[index.pages[:, -1] >= 0, -1] += block
+    pages.append(index.pages)
+    blocks.append(index.blocks)
 
 
 def _misfit(plan: IndexPlan, episode: int, count: int, rows: dict[str, np.ndarray]) -> str:

@@ -1,8 +1,9 @@
 """Single values of a bytes column of a parquet file, without reading the values around them.
 
-Parquet libraries read whole row groups, which for images are a whole episode or more. A page is the smallest part that
-can be read on its own (about 1 MB as usually written), so an index of pages gives random access to pictures. Format:
-apache/parquet-format (``parquet.thrift``, ``Encodings.md``); page headers are Thrift's compact protocol.
+Parquet libraries read whole row groups, and LeRobot writes the pictures of an episode as one row group with a single
+page of many megabytes. So an index says where each value lies in its decompressed page, and where in the file the parts
+of that page begin that can be decompressed on their own (``snappy_blocks``). Format: apache/parquet-format
+(``parquet.thrift``, ``Encodings.md``); page headers are Thrift's compact protocol.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,15 @@ import numpy as np
 import pyarrow as pa
 
 from vla_ft.data.formats.parquet_columns import explained, open_parquet
+from vla_ft.data.formats.snappy_blocks import BLOCK, find_blocks, with_size
 from vla_ft.data.formats.thrift_compact import read_struct
 
-FIELDS = (
-    "first_row",
-    "rows",
-    "offset",
-    "stored",
-    "size",
-    "version",
-    "encoding",
-    "dictionary",
-    "crc",
-    "levels",
-    "codec",
-    "max_level",
-)
-"""Columns of a page table, int64. ``offset`` and ``stored`` bytes of the body in the file, ``size`` once decompressed;
-``version`` 1 or 2 (0: a dictionary); ``dictionary`` is the table's row of the dictionary page or -1; ``crc`` -1 when
-there is none; ``levels`` is the length of version 2's level bytes."""
+PAGE_FIELDS = ("offset", "stored", "size", "codec", "first_block")
+"""Columns of a page table, int64: where its values begin in the file, how many bytes they have there and decompressed,
+the codec, and its first entry in the table of blocks (-1: only the whole page can be decompressed)."""
 _CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "BROTLI": 3, "ZSTD": 4}
 _CODEC_NAMES = (None, "snappy", "gzip", "brotli", "zstd")
+_SNAPPY = 1
 _PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY = 0, 2, 8
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
 _HEADER_BYTES = 1024
@@ -46,8 +35,20 @@ _MOST_BYTES = 1 << 30
 """A page beyond this is taken for a damaged header."""
 
 
-def scan_pages(path: Path, column: str) -> np.ndarray:
-    """The table of pages of a bytes column (its dotted leaf name), int64 [pages, FIELDS]; reads the headers alone.
+@dataclass(frozen=True, kw_only=True)
+class ValueIndex:
+    """Where the values of a bytes column lie. ``pages`` int64 [P, PAGE_FIELDS]; ``blocks`` int64 [B], places in
+    a page's stored bytes; by row: ``page`` int32, ``offset`` int64 in the decompressed page, ``length`` int64 (-1: no value)."""
+
+    pages: np.ndarray
+    blocks: np.ndarray
+    page: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+
+
+def index_values(path: Path, column: str) -> ValueIndex:
+    """Index a bytes column (its dotted leaf name), reading it once, a page at a time; checksums are verified.
 
     Raises UserError when the file is damaged or stores the column in a way that this does not read.
     """
@@ -59,77 +60,175 @@ def scan_pages(path: Path, column: str) -> np.ndarray:
         described = file.schema.column(leaf)
         if described.physical_type != "BYTE_ARRAY" or described.max_repetition_level:
             raise ValueError(f"column {column} is {described.physical_type}, expected one BYTE_ARRAY a row")
-        pages: list[list[int]] = []
-        row = 0
+        scan = _Scan(raw, described.max_definition_level)
         for group in range(file.metadata.num_row_groups):
-            chunk = file.metadata.row_group(group).column(leaf)
-            row += _scan_chunk(raw, chunk, row, described.max_definition_level, pages)
-        if row != file.metadata.num_rows:
-            raise ValueError(f"the pages of {column} have {row} rows where the footer says {file.metadata.num_rows}")
-        return np.array(pages, dtype=np.int64).reshape(-1, len(FIELDS))
+            scan.add_chunk(file.metadata.row_group(group).column(leaf))
+        index = scan.result()
+        if len(index.page) != file.metadata.num_rows:
+            raise ValueError(f"{column} has {len(index.page)} rows where the footer says {file.metadata.num_rows}")
+        return index
 
 
-def read_values(descriptor: int, pages: np.ndarray, rows: Sequence[int]) -> dict[int, bytes]:
-    """The bytes at ``rows`` (numbers within the file). Raises ValueError or struct.error for damage; a row without a
-    value is damage as well."""
-    data = np.flatnonzero(pages[:, 5] > 0)
-    owners = data[np.searchsorted(pages[data, 0], np.asarray(rows, dtype=np.int64), side="right") - 1]
-    result: dict[int, bytes] = {}
-    for owner in np.unique(owners):
-        page = dict(zip(FIELDS, pages[owner].tolist(), strict=True))
-        wanted = [int(r) for r, o in zip(rows, owners, strict=True) if o == owner]
-        if any(not 0 <= r - page["first_row"] < page["rows"] for r in wanted):
-            raise ValueError(f"rows {wanted} are in no page")
-        result |= _read_page(descriptor, pages, page, wanted)
-    return result
+def read_value(descriptor: int, page: np.ndarray, blocks: np.ndarray, offset: int, length: int) -> bytes:
+    """The ``length`` bytes at ``offset`` of a decompressed page. Raises ValueError, OSError or pyarrow's errors."""
+    start, stored, size, codec, first_block = (int(n) for n in page)
+    if length < 0 or offset + length > size:
+        raise ValueError("it holds no image bytes" if length < 0 else "a value reaches beyond its page")
+    if codec == 0:
+        return _pread(descriptor, length, start + offset)
+    if codec != _SNAPPY or first_block < 0:
+        return _decompress(_pread(descriptor, stored, start), codec, size)[offset : offset + length]
+    first, last = offset // BLOCK, max(offset, offset + length - 1) // BLOCK
+    begin, end = int(blocks[first_block + first]), int(blocks[first_block + last + 1])
+    packed = with_size(_pread(descriptor, end - begin, start + begin), min(size, (last + 1) * BLOCK) - first * BLOCK)
+    values = pa.Codec("snappy").decompress(
+        packed, decompressed_size=min(size, (last + 1) * BLOCK) - first * BLOCK, asbytes=True
+    )
+    return values[offset - first * BLOCK : offset - first * BLOCK + length]
 
 
-def _scan_chunk(raw: Any, chunk: Any, first_row: int, max_level: int, pages: list[list[int]]) -> int:
-    """Append the pages of a column chunk; returns its number of rows."""
-    if chunk.compression not in _CODECS:
-        raise ValueError(f"images compressed with {chunk.compression} are not read; write them with Snappy or none")
-    codec = _CODECS[chunk.compression]
-    offset, rows, dictionary = chunk.data_page_offset, 0, -1
-    if chunk.has_dictionary_page and chunk.dictionary_page_offset is not None:
-        offset = min(offset, chunk.dictionary_page_offset) or offset
-    end = offset + chunk.total_compressed_size
-    while rows < chunk.num_values:
-        header, body = _page_header(raw, offset, end)
-        size, stored, crc = header[2], header[3], header.get(4, -1)
-        if not (0 <= size <= _MOST_BYTES and 0 <= stored <= end - body):
-            raise ValueError(f"a page header at byte {offset} is damaged")
-        version, count, encoding, levels, codec_here = _page_kind(header, codec)
-        if version:
-            record = [first_row + rows, count, body, stored, size, version, encoding, dictionary]
-            rows += count
+class _Scan:
+    """Walks the pages of a column."""
+
+    def __init__(self, raw: Any, top: int) -> None:
+        self.raw, self.top = raw, top
+        self.pages: list[list[int]] = []
+        self.blocks: list[int] = []
+        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def result(self) -> ValueIndex:
+        page, offset, length = (
+            np.concatenate([part[i] for part in self.parts]) if self.parts else np.empty(0, np.int64) for i in range(3)
+        )
+        return ValueIndex(
+            pages=np.array(self.pages, np.int64).reshape(-1, len(PAGE_FIELDS)),
+            blocks=np.array(self.blocks, np.int64),
+            page=page.astype(np.int32),
+            offset=offset,
+            length=length,
+        )
+
+    def add_chunk(self, chunk: Any) -> None:
+        """The pages of a row group's column."""
+        if chunk.compression not in _CODECS:
+            raise ValueError(f"images compressed with {chunk.compression} are not read; write them with Snappy or none")
+        codec = _CODECS[chunk.compression]
+        offset, rows = chunk.data_page_offset, 0
+        if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+            offset = min(offset, chunk.dictionary_page_offset)
+        end = offset + chunk.total_compressed_size
+        dictionary: tuple[int, np.ndarray, np.ndarray] | None = None
+        while rows < chunk.num_values:
+            header, body = _page_header(self.raw, offset, end)
+            size, stored = header[2], header[3]
+            if not (0 <= size <= _MOST_BYTES and 0 <= stored <= end - body):
+                raise ValueError(f"a page header at byte {offset} is damaged")
+            page = _PageKind.of(header, codec)
+            data = self._body(body, stored, header.get(4))
+            if page.version == 0:
+                dictionary = self._plain(data, body, size, page, page.values)
+            else:
+                self._add_page(data, body, size, page, dictionary)
+                rows += page.values
+            offset = body + stored
+        if rows != chunk.num_values:
+            raise ValueError(f"pages hold {rows} values where the footer says {chunk.num_values}")
+
+    def _body(self, offset: int, stored: int, checksum: int | None) -> bytes:
+        self.raw.seek(offset)
+        data = self.raw.read(stored)
+        if len(data) != stored:
+            raise ValueError("the file ends inside a page")
+        if checksum is not None and zlib.crc32(data) != checksum & 0xFFFFFFFF:
+            raise ValueError("a page fails its checksum")
+        return data
+
+    def _add_page(
+        self,
+        data: bytes,
+        offset: int,
+        size: int,
+        page: _PageKind,
+        dictionary: tuple[int, np.ndarray, np.ndarray] | None,
+    ) -> None:
+        values, present, begin = self._split(data, size, page)
+        count = int(present.sum())
+        if page.encoding == _PLAIN:
+            number, offsets, lengths = self._plain(data, offset, size, page, count, values, begin)
+        elif dictionary is None:
+            raise ValueError("a page refers to a dictionary that is not there")
         else:
-            record = [first_row + rows, count, body, stored, size, 0, encoding, -1]
-            dictionary = len(pages)
-        if version >= 0:
-            pages.append([*record, crc if crc == -1 else crc & 0xFFFFFFFF, levels, codec_here, max_level])
-        offset = body + stored
-    if rows != chunk.num_values:
-        raise ValueError(f"pages hold {rows} values where the footer says {chunk.num_values}")
-    return rows
+            keys = _hybrid(memoryview(values)[1:], values[0], count) if count else np.empty(0, np.int64)
+            number, offsets, lengths = dictionary[0], dictionary[1][keys], dictionary[2][keys]
+        row_offset, row_length = np.zeros(page.values, np.int64), np.full(page.values, -1, np.int64)
+        row_offset[present], row_length[present] = offsets, lengths
+        self.parts.append((np.full(page.values, number), row_offset, row_length))
+
+    def _plain(
+        self,
+        data: bytes,
+        offset: int,
+        size: int,
+        page: _PageKind,
+        count: int,
+        values: bytes | None = None,
+        begin: int = 0,
+    ) -> tuple[int, np.ndarray, np.ndarray]:
+        """Register a page of plain values: its number, and offset and length of each value once decompressed."""
+        packed, size = data[page.levels :], size - page.levels
+        values = _decompress(packed, page.codec, size) if values is None else values
+        first_block = -1
+        if page.codec == _SNAPPY:
+            found = find_blocks(packed, size)
+            if found is not None:
+                first_block = len(self.blocks)
+                self.blocks += found
+        self.pages.append([offset + page.levels, len(packed), size, page.codec, first_block])
+        offsets, lengths = _extents(values, count)
+        return len(self.pages) - 1, offsets + begin, lengths
+
+    def _split(self, data: bytes, size: int, page: _PageKind) -> tuple[bytes, np.ndarray, int]:
+        """The encoded values, which rows have one, and where they begin in the decompressed page."""
+        everyone = np.ones(page.values, bool)
+        values, levels, begin = _decompress(data[page.levels :], page.codec, size - page.levels), b"", 0
+        if not self.top:
+            return values, everyone, 0
+        if page.version == 2:
+            levels = data[: page.levels]
+        else:
+            (length,) = struct.unpack_from("<I", values)
+            begin = 4 + length
+            levels, values = values[4:begin], values[begin:]
+        return values, _hybrid(levels, self.top.bit_length(), page.values) == self.top, begin
 
 
-def _page_kind(header: dict[int, Any], codec: int) -> tuple[int, int, int, int, int]:
-    """(version, values, encoding, bytes of levels, codec) of a page."""
-    if header[1] == _DATA_PAGE:
-        about, version, encoding, levels = header[5], 1, header[5][2], 0
-    elif header[1] == _DATA_PAGE_V2:
-        about, version, encoding, levels = header[8], 2, header[8][4], header[8][5] + header[8][6]
-        codec = codec if about.get(7, True) else 0
-    elif header[1] == _DICTIONARY_PAGE:
-        about, version, encoding, levels = header[7], 0, header[7][2], 0
-    else:
-        raise ValueError(f"a page of unknown kind {header[1]}")
-    if about[1] < 0 or levels < 0:
-        raise ValueError("a page header has negative sizes")
-    allowed = (_PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY) if version else (_PLAIN, _PLAIN_DICTIONARY)
-    if encoding not in allowed:
-        raise ValueError(f"images in parquet encoding {encoding} are not read; write them plainly or with a dictionary")
-    return version, about[1], encoding, levels, codec
+@dataclass(frozen=True)
+class _PageKind:
+    """What a page's header says. ``version`` 0 is a dictionary; ``levels``: bytes of levels that are not compressed."""
+
+    version: int
+    values: int
+    encoding: int
+    levels: int
+    codec: int
+
+    @classmethod
+    def of(cls, header: dict[int, Any], codec: int) -> _PageKind:
+        if header[1] == _DATA_PAGE:
+            page = cls(1, header[5][1], header[5][2], 0, codec)
+        elif header[1] == _DATA_PAGE_V2:
+            about = header[8]
+            page = cls(2, about[1], about[4], about[5] + about[6], codec if about.get(7, True) else 0)
+        elif header[1] == _DICTIONARY_PAGE:
+            page = cls(0, header[7][1], header[7][2], 0, codec)
+        else:
+            raise ValueError(f"a page of unknown kind {header[1]}")
+        if page.values < 0 or page.levels < 0 or page.levels > header[3]:
+            raise ValueError("a page header has impossible sizes")
+        allowed = (_PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY) if page.version else (_PLAIN, _PLAIN_DICTIONARY)
+        if page.encoding not in allowed:
+            raise ValueError(f"images in parquet encoding {page.encoding} are not read; write them plainly")
+        return page
 
 
 def _page_header(raw: Any, offset: int, end: int) -> tuple[dict[int, Any], int]:
@@ -148,77 +247,31 @@ def _page_header(raw: Any, offset: int, end: int) -> tuple[dict[int, Any], int]:
             return header, offset + length
 
 
-def _read_page(descriptor: int, pages: np.ndarray, page: dict[str, int], rows: Sequence[int]) -> dict[int, bytes]:
-    body = os.pread(descriptor, page["stored"], page["offset"])
-    values, present = _values_and_levels(_checked(body, page), page)
-    places = [r - page["first_row"] for r in rows]
-    if present is not None:
-        missing = [r for r, place in zip(rows, places, strict=True) if not present[place]]
-        if missing:
-            raise ValueError(f"row {missing[0]} holds no image bytes")
-        before = np.cumsum(present) - 1
-        places = [int(before[place]) for place in places]
-    if page["encoding"] == _PLAIN:
-        found = _plain_values(values, places)
-        return dict(zip(rows, (found[p] for p in places), strict=True))
-    if page["dictionary"] < 0:
-        raise ValueError("a page refers to a dictionary that is not there")
-    keys = _hybrid(memoryview(values)[1:], values[0], max(places) + 1)
-    entry = dict(zip(FIELDS, pages[page["dictionary"]].tolist(), strict=True))
-    words = _plain_values(
-        _decompress(_checked(os.pread(descriptor, entry["stored"], entry["offset"]), entry), entry),
-        [int(keys[p]) for p in places],
-    )
-    return {row: words[int(keys[place])] for row, place in zip(rows, places, strict=True)}
-
-
-def _checked(body: bytes, page: dict[str, int]) -> bytes:
-    if len(body) != page["stored"]:
+def _pread(descriptor: int, size: int, offset: int) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    if len(data) != size:
         raise ValueError("the file ends inside a page")
-    if page["crc"] != -1 and zlib.crc32(body) != page["crc"]:
-        raise ValueError("a page fails its checksum")
-    return body
+    return data
 
 
-def _decompress(body: bytes, page: dict[str, int], size: int | None = None) -> bytes:
-    name = _CODEC_NAMES[page["codec"]]
-    size = page["size"] if size is None else size
-    if name is None:
-        return body
-    return pa.Codec(name).decompress(body, decompressed_size=size, asbytes=True) if size else b""
+def _decompress(data: bytes, codec: int, size: int) -> bytes:
+    name = _CODEC_NAMES[codec]
+    if name is None or not size:
+        return data if name is None else b""
+    return pa.Codec(name).decompress(data, decompressed_size=size, asbytes=True)
 
 
-def _values_and_levels(body: bytes, page: dict[str, int]) -> tuple[bytes, np.ndarray | None]:
-    """The encoded values, and which rows have one (None: all)."""
-    top, rows = page["max_level"], page["rows"]
-    if page["version"] == 2:
-        levels, values = (
-            body[: page["levels"]],
-            _decompress(body[page["levels"] :], page, page["size"] - page["levels"]),
-        )
-    else:
-        values, levels = _decompress(body, page), b""
-        if top:
-            (length,) = struct.unpack_from("<I", values)
-            levels, values = values[4 : 4 + length], values[4 + length :]
-    if not top:
-        return values, None
-    present = _hybrid(levels, top.bit_length(), rows) == top
-    return values, None if present.all() else present
-
-
-def _plain_values(values: bytes, places: Sequence[int]) -> dict[int, bytes]:
-    """Values at ``places`` of a PLAIN page: each is its length in four bytes, then itself."""
-    wanted, found, position = set(places), {}, 0
-    for place in range(max(places) + 1):
-        (length,) = struct.unpack_from("<I", values, position)
-        position += 4
-        if position + length > len(values):
+def _extents(values: bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Offset and length of each of ``count`` PLAIN values: a value is its length in four bytes, then itself."""
+    offsets, lengths = np.empty(count, np.int64), np.empty(count, np.int64)
+    unpack, position, end = struct.Struct("<I").unpack_from, 0, len(values)
+    for place in range(count):
+        (length,) = unpack(values, position)
+        offsets[place], lengths[place] = position + 4, length
+        position += 4 + length
+        if position > end:
             raise ValueError("a value reaches beyond its page")
-        if place in wanted:
-            found[place] = values[position : position + length]
-        position += length
-    return found
+    return offsets, lengths
 
 
 def _hybrid(data: bytes | memoryview, width: int, count: int) -> np.ndarray:
