@@ -37,8 +37,9 @@ _MOST_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class ValueIndex:
-    """Where the values of a bytes column lie. ``pages`` int64 [P, PAGE_FIELDS]; ``blocks`` int64 [B], places in
-    a page's stored bytes; by row: ``page`` int32, ``offset`` int64 in the decompressed page, ``length`` int64 (-1: no value)."""
+    """Where the values of a bytes column lie. ``pages`` int64 [P, PAGE_FIELDS]; ``blocks`` int64 [B], places in stored
+    bytes. By row: ``page`` int32, ``offset`` int64 in the decompressed page, ``length`` int64 or -1 for none.
+    """
 
     pages: np.ndarray
     blocks: np.ndarray
