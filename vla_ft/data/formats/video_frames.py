@@ -31,11 +31,13 @@ class OpenVideo:
             self.container.close()
             raise ValueError("it has no video stream")
         self.stream = self.container.streams.video[0]
+        if not self.stream.time_base:
+            raise ValueError("its video stream has no time base")
+        if self.stream.codec_context is None:
+            raise ValueError("its codec is unknown to this PyAV")
         # One frame at a time is asked for: threads add delay here, and workers share the cores already.
         self.stream.thread_type = "NONE"
         self.stream.codec_context.thread_count = 1
-        if not self.stream.time_base:
-            raise ValueError("its video stream has no time base")
         self.base = self.stream.time_base
         self._reformatter = VideoReformatter()
         self._frames: Iterator[VideoFrame] | None = None
