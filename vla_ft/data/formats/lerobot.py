@@ -101,7 +101,7 @@ class LeRobotReader(EpisodeReader):
         result = {}
         for key in keys:
             if key in ("action", "proprio"):
-                result[key] = np.array(self.index.array(key)[self._starts[episode] + wanted])
+                result[key] = self._numbers(key, episode, wanted)
                 continue
             camera = key.removeprefix(IMAGE_PREFIX)
             if not key.startswith(IMAGE_PREFIX) or camera not in self._cameras:
@@ -120,7 +120,7 @@ class LeRobotReader(EpisodeReader):
         """See ``EpisodeReader.instruction_at``: LeRobot has a task for each step."""
         if episode in self.damage:
             return self._instruction
-        return self._tasks[int(self.index.array("task")[self._starts[episode] + step])] or self._instruction
+        return self._tasks[int(self._numbers("task", episode, np.array([step]))[0])] or self._instruction
 
     def name_of(self, episode: int) -> str:
         """Its number and its data file."""
@@ -136,6 +136,15 @@ class LeRobotReader(EpisodeReader):
         self._videos.close()
         self._files.close()
 
+    def _numbers(self, name: str, episode: int, steps: np.ndarray) -> np.ndarray:
+        """Rows of an array of the index at ``steps``."""
+        if not len(steps):
+            return self.index.rows(name, 0, 0)
+        first, last = int(steps.min()), int(steps.max())
+        start = int(self._starts[episode])
+        values = self.index.rows(name, start + first, start + last + 1)
+        return values if len(steps) == len(values) and (np.diff(steps) == 1).all() else values[steps - first]
+
     def _frames(self, episode: int, rows: np.ndarray, camera: str) -> np.ndarray:
         """Frames at increasing ``rows`` without repeats."""
         size = self.description.cameras[camera]
@@ -146,7 +155,7 @@ class LeRobotReader(EpisodeReader):
             if feature.dtype == "video":
                 chunk, file, begins = self._table.videos[feature.name]
                 path = video_file(self.info, feature.name, int(chunk[episode]), int(file[episode]))
-                times = self.index.array("timestamp")[self._starts[episode] + rows].astype(np.float64)
+                times = self._numbers("timestamp", episode, rows).astype(np.float64)
                 return self._videos.frames(path, begins[episode] + times, size)
             return self._pictures(episode, rows, feature, size)
         except UserError as error:
@@ -156,7 +165,7 @@ class LeRobotReader(EpisodeReader):
         """Encoded images out of parquet pages."""
         where = (int(self._table.chunk[episode]), int(self._table.file[episode]))
         path, number = data_file(self.info, *where), self._images.index(feature.name)
-        places = np.asarray(self.index.array(f"place_{number}")[self._starts[episode] + rows])
+        places = self._numbers(f"place_{number}", episode, rows)
         pages, blocks = self.index.array("pages"), self.index.array("blocks")
         frames = np.empty((len(rows), *size, 3), np.uint8)
         try:

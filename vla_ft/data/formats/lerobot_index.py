@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_ft.data.formats.lerobot_layout import DatasetInfo, EpisodeTable, data_file
+from vla_ft.data.formats.open_descriptors import OpenDescriptors
 from vla_ft.data.formats.parquet_columns import read_numbers
 from vla_ft.data.formats.parquet_pages import PAGE_FIELDS, index_values
 from vla_ft.errors import UserError
@@ -31,6 +32,7 @@ TOLERANCE = 1e-4
 """Seconds by which a timestamp may differ from frame_index / fps."""
 _GENERATION = 1  # raise it when an index is made differently
 _BOOK = "index.json"
+_OPEN_ARRAYS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,8 @@ class LeRobotIndex:
     images in parquet ``place_k`` int64 [N, 3] (page, offset, length; see ``ValueIndex``), with the ``pages`` and
     ``blocks`` of all; and ``damage``: episode -> a sentence.
 
-    With a folder its arrays are mapped when first used, in each process; without, they are in memory and travel along.
+    With a folder, rows are read from it when asked for (mapped files would stay resident); without, the arrays are in
+    memory and travel along when pickled.
     """
 
     def __init__(
@@ -90,19 +93,35 @@ class LeRobotIndex:
     ) -> None:
         self.folder, self.damage, self.fingerprint = folder, damage, fingerprint
         self._arrays = arrays
+        self._files = OpenDescriptors(_OPEN_ARRAYS)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``[start, stop)`` of an array, a copy. Raises UserError when the cache was removed meanwhile."""
+        whole = self.array(name)
+        if not isinstance(whole, np.memmap):
+            return whole[start:stop].copy()
+        rows = np.empty((stop - start, *whole.shape[1:]), whole.dtype)
+        size = rows.nbytes // max(1, len(rows))
+        try:
+            read = os.preadv(self._files.get(Path(str(whole.filename))), [rows.data], whole.offset + start * size)
+        except OSError as error:
+            raise self._gone(error) from error
+        if read != rows.nbytes:
+            raise self._gone(f"{name} ends early")
+        return rows
 
     def array(self, name: str) -> np.ndarray:
-        """An array by name. Raises UserError when the cache was removed meanwhile."""
+        """A whole array by name, mapped where there is a folder. Raises UserError like ``rows``."""
         if name not in self._arrays:
             assert self.folder is not None
             try:
-                # A plain view: indexing a memmap costs ten times as much.
-                self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+                self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
             except (OSError, ValueError) as error:
-                raise UserError(
-                    f"The index at {self.folder} is gone or damaged: {error}. Remove that folder and start again."
-                ) from error
+                raise self._gone(error) from error
         return self._arrays[name]
+
+    def _gone(self, error: object) -> UserError:
+        return UserError(f"The index at {self.folder} is gone or damaged: {error}. Remove that folder and start again.")
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_arrays": {} if self.folder is not None else self._arrays}
@@ -143,7 +162,7 @@ def _load(folder: Path, plan: IndexPlan) -> LeRobotIndex:
         mapped = np.load(folder / f"{name}.npy", mmap_mode="r")
         if mapped.shape != shape or mapped.dtype != kind:
             raise ValueError(f"{name} is {mapped.dtype} {mapped.shape}")
-        index._arrays[name] = mapped.view(np.ndarray)
+        index._arrays[name] = mapped
     return index
 
 
