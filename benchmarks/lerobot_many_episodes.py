@@ -3,7 +3,7 @@
     python benchmarks/lerobot_many_episodes.py FOLDER RESULT.json
 
 Version 3.0, ten steps an episode, a small picture in parquet a step. ``indexing``: the first opening, which makes the
-index; ``opening``: a later one with the first sample; ``resident``: after 3,000 random samples.
+index; ``opening``: later ones with the first sample; ``resident``: after 3,000 random samples.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def main(folder: Path, result: Path) -> None:
         if not path.exists():
             write(path, episodes)
         runs = {}
-        for name, samples in (("indexing", 0), ("opening", 0), ("resident", 3_000)):
+        for name, samples in (("indexing", 0), *((f"opening {n}", 0) for n in (1, 2, 3)), ("resident", 3_000)):
             command = [sys.executable, __file__, "measure", str(path), str(samples)]
             runs[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         kept[f"{episodes} episodes"] = runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import multiprocessing
@@ -230,6 +231,20 @@ def test_without_a_place_for_the_index(written: Path, tmp_path: Path) -> None:
     assert reader.index.folder is None
     copy = pickle.loads(pickle.dumps(reader))
     np.testing.assert_array_equal(read_all(copy, 2)["image_wrist"], arrays_of(2, 9, describe())["image_wrist"])
+
+
+def test_a_failing_disk_is_not_taken_for_damage(
+    copy_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = copy_of("v2.1_image")
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "ParquetFile", fail)
+        with pytest.raises(UserError, match="Input/output error"):
+            LeRobotReader(path, cache=tmp_path / "cache")
+    assert LeRobotReader(path, cache=tmp_path / "cache").damage == {}
 
 
 def digest(reader: LeRobotReader, results: Any) -> None:

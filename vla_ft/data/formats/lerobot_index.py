@@ -8,6 +8,7 @@ by episode and told when the episode is read, so that a tool can leave damaged e
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -210,6 +211,8 @@ def _build(plan: IndexPlan, folder: Path | None) -> LeRobotIndex:
             for number in range(len(plan.images)):
                 _index_images(plan, chunk, file, number, firsts, arrays, pages, blocks)
         except UserError as error:
+            if getattr(error.__cause__, "errno", None) not in (None, errno.ENOENT):
+                raise  # the disk or the network, not the file: the next opening may find it whole
             damage.update((int(e), str(error)) for e in episodes if int(e) not in damage)
     arrays |= {"pages": np.concatenate(pages), "blocks": np.concatenate(blocks)}
     fingerprint = _fingerprint(plan, arrays, damage)

@@ -31,7 +31,7 @@ def column_statistics(values: np.ndarray, quantiles: bool) -> Stats:
 
 
 def sampled_frames(length: int) -> np.ndarray:
-    """Which frames of an episode the statistics of its images are made from, int64 (may repeat none)."""
+    """Which frames of an episode the statistics of its images are made from, int64."""
     count = max(min(100, length), min(int(length**0.75), 10_000))
     return np.round(np.linspace(0, length - 1, count)).astype(np.int64)
 
