@@ -82,6 +82,10 @@ class DataConfig:
     """Leave out episodes without an instruction, with a count; null does so for published mixes alone, as they do."""
     steps_per_episode: Positive | None = None
     """At most so many steps of an episode in each pass over the data, others in the next (open-pi-zero: 100)."""
+    action_kind: Literal["joint", "end_effector"] | None = None
+    """What an action is, for formats that do not record it; for the record, nothing is converted."""
+    action_mode: Literal["absolute", "delta"] | None = None
+    """Whether actions are targets or changes, for formats that do not record it."""
     validation_fraction: Fraction = 0.1
     """Share of the *episodes* held out. 0 trains on everything."""
     workers: NotNegative = 2
@@ -89,7 +93,9 @@ class DataConfig:
 
     def reader_options(self) -> dict[str, Any]:
         """The reader's own options that were given; one that a format does not know is refused by name."""
-        names = ("fps", "sim", "instruction", "jpeg_channels", "split", "action", "proprio")
+        names = (
+            "fps", "sim", "instruction", "jpeg_channels", "split", "action", "proprio", "action_kind", "action_mode",
+        )  # fmt: skip
         options = {name: getattr(self, name) for name in names}
         return {name: value for name, value in options.items() if value is not None}
 

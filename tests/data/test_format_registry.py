@@ -34,13 +34,14 @@ def test_names_are_checked(aloha_set: SetOnDisk, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    [("meta/info.json", "lerobot"), ("rollout_length.npy", "npy")],
+    [("rollout_length.npy", "npy")],
 )
 def test_formats_without_a_reader_are_named(tmp_path: Path, file: str, name: str) -> None:
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).touch()
     with pytest.raises(
-        UserError, match=f"in format '{name}', which this version cannot read yet. It reads: aloha_hdf5, rlds, npz"
+        UserError,
+        match=f"in format '{name}', which this version cannot read yet. It reads: aloha_hdf5, lerobot, rlds, npz",
     ):
         open_dataset(tmp_path)
     with pytest.raises(UserError, match="cannot read yet"):

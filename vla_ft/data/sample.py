@@ -38,7 +38,8 @@ class Sample(TypedDict):
 class DatasetDescription:
     """What a dataset's numbers mean. It travels with checkpoints, so that no policy runs on the wrong robot.
 
-    ``cameras`` maps a name to (height, width) in pixels. Names and units have one entry per dimension.
+    ``cameras`` maps a name to (height, width) in pixels. Names and units have one entry per dimension. What a dataset
+    does not record is ``unknown``.
     """
 
     name: str
@@ -47,8 +48,8 @@ class DatasetDescription:
     action_units: tuple[str, ...]
     proprio_names: tuple[str, ...]
     proprio_units: tuple[str, ...]
-    action_kind: Literal["joint", "end_effector"]
-    action_mode: Literal["absolute", "delta"]
+    action_kind: Literal["joint", "end_effector", "unknown"]
+    action_mode: Literal["absolute", "delta", "unknown"]
     gripper: str
     fps: float
     gripper_dims: tuple[int, ...] = ()

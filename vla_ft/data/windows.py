@@ -92,6 +92,6 @@ def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowS
         observation=observation,
         action=reader.read(episode, np.minimum(acted, length - 1), ("action",))["action"],
         action_pad_mask=acted < length,
-        task={"language_instruction": reader.instruction(episode)},
+        task={"language_instruction": reader.instruction_at(episode, step)},
         dataset_name=reader.description.name,
     )

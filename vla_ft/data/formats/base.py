@@ -41,6 +41,10 @@ class EpisodeReader(ABC):
     def instruction(self, episode: int) -> str:
         """The language instruction of an episode; empty when the dataset has none."""
 
+    def instruction_at(self, episode: int, step: int) -> str:
+        """The instruction at a step; that of the episode, unless a format has one for each step."""
+        return self.instruction(episode)
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash (hex) of what statistics are computed from: it changes when numeric contents may have changed."""

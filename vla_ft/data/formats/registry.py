@@ -9,12 +9,18 @@ from typing import Any
 
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
 from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.lerobot import LeRobotReader
 from vla_ft.data.formats.npz import NpzReader, is_npz
 from vla_ft.data.formats.rlds import RldsReader
 from vla_ft.data.formats.tfds_folder import is_tfds
 from vla_ft.errors import UserError, unknown
 
-READERS: dict[str, type[EpisodeReader]] = {"aloha_hdf5": AlohaHdf5Reader, "rlds": RldsReader, "npz": NpzReader}
+READERS: dict[str, type[EpisodeReader]] = {
+    "aloha_hdf5": AlohaHdf5Reader,
+    "lerobot": LeRobotReader,
+    "rlds": RldsReader,
+    "npz": NpzReader,
+}
 """Format name -> reader, constructed as ``Reader(path, cameras=..., **options)``."""
 
 SIGNS: dict[str, Callable[[Path], bool]] = {

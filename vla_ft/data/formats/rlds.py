@@ -227,7 +227,7 @@ class RldsReader(EpisodeReader):
                 f"and '{self.folder.name}' is not among the published sets known here. Give steps per second, such as "
                 "data.fps=10."
             )
-        parts = {}
+        parts: dict[str, Any] = {}
         for part, specs in (("action", self._action), ("proprio", self._proprio)):
             names = dimension_names(part, specs)
             kept = written is not None and len(getattr(written, f"{part}_names")) == len(names)
