@@ -33,7 +33,8 @@ class Setup:
     frozen: bool
     """Whether any part is frozen, by ``freeze`` or under adapters."""
     adapters: bool
-    asked_shard_group: bool
+    asked_shard_group: int | None
+    """As given; ``shard_group`` is what it comes to."""
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int, local_world_size: int) -> Setup:
@@ -52,7 +53,7 @@ class Setup:
             compile=config.compile,
             frozen=bool(config.freeze or config.lora),
             adapters=bool(config.lora),
-            asked_shard_group=config.shard_group is not None,
+            asked_shard_group=config.shard_group,
         )
 
 
@@ -71,8 +72,8 @@ RULES: tuple[Rule, ...] = (
         "Set devices=1, or engine=ddp, fsdp2, hsdp or zero2.",
     ),
     Rule(
-        lambda s: s.asked_shard_group and s.engine != "hsdp",
-        "shard_group={shard_group} is for engine=hsdp, this run has engine={engine}, which "
+        lambda s: s.asked_shard_group is not None and s.engine != "hsdp",
+        "shard_group={asked_shard_group} is for engine=hsdp, this run has engine={engine}, which "
         "shards over all processes or none. Remove shard_group, or set engine=hsdp.",
     ),
     Rule(
