@@ -112,6 +112,11 @@ RULES: tuple[Rule, ...] = (
         "engine=fsdp2 or precision=fp32.",
     ),
     Rule(
+        lambda s: s.engine == "zero1" and s.precision == "bf16" and s.offload == "none" and s.accumulation > 1,
+        "engine=zero1 with precision=bf16 sums the gradients of batch.accumulation={accumulation} micro-batches in "
+        "bfloat16. Set engine=zero2, which sums them in float32, or batch.accumulation=1.",
+    ),
+    Rule(
         lambda s: s.engine == "zero3" and s.compile,
         "engine=zero3 gathers weights in hooks that torch.compile breaks. Set compile=false, or engine=fsdp2.",
     ),

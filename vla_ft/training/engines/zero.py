@@ -64,8 +64,8 @@ class ZeroEngine(ProcessGroupEngine):
     def wrap(self, model: Model) -> None:
         # Like FSDP's: shapes first, the same way on every process; then values from the main one, tensor by tensor.
         values = take_values(model)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        settings = deepspeed_settings(self.config, self.stage, trained, pin=self.device.type == "cuda")
+        sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+        settings = deepspeed_settings(self.config, self.stage, sizes, pin=self.device.type == "cuda")
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         cut = Partitioner(self._deepspeed, settings, dtype) if self.stage == 3 else None
         _materialize(model, self.device, dtype, cut)
@@ -80,8 +80,10 @@ class ZeroEngine(ProcessGroupEngine):
         self.settle()
 
     def _enter_by_forward(self, model: Model) -> None:
-        """Make the model's forward the entry for ``sample`` too: DeepSpeed's hooks, which collect stage 3's weights, also
-        those that are used outside their own layer, surround it alone. It gives plain tuples, as hooks see through them.
+        """Make the model's forward the entry for ``sample`` too.
+
+        DeepSpeed's hooks surround it alone: they collect stage 3's weights, also those that are read from outside their
+        own layer. It gives plain tuples, which hooks see through.
         """
         compute = model.forward
 

@@ -7,9 +7,11 @@ one padded. Both are ranges of the flattened weight, as ``Piece`` has them, and 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -69,10 +71,12 @@ def start(device: torch.device) -> ModuleType:
 
 def _quiet() -> None:
     """Warnings only, and on the error stream: the other one is the banner's and the progress line's."""
+    for old in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # torch 2.13 renamed what DeepSpeed calls
+        warnings.filterwarnings("ignore", f".*{old}. is deprecated", FutureWarning)
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if type(handler) is logging.StreamHandler:  # its own; others may have been added
             handler.setStream(sys.stderr)
 
 
@@ -157,7 +161,7 @@ class FlatMasters(Masters):
             for parameter in members:
                 count = parameter.numel()
                 ends = [min(max(r * size - before, 0), count) for r in range(world + 1)]
-                ranges = tuple(zip(ends[:-1], ends[1:], strict=True))
+                ranges = tuple(itertools.pairwise(ends))
                 name, (start, stop) = names[id(parameter)], ranges[rank]
                 self.pieces[name] = Piece(tuple(parameter.shape), (start, stop), ranges)
                 place = before + start - rank * size if stop > start else 0
@@ -222,7 +226,7 @@ def partition(parameter: Any, rank: int, world: int) -> Piece:
     if size != -(-count // world):
         raise RuntimeError(f"DeepSpeed cut {count} elements over {world} into shares of {size}")
     ends = [min(r * size, count) for r in range(world + 1)]
-    ranges = tuple(zip(ends[:-1], ends[1:], strict=True))
+    ranges = tuple(itertools.pairwise(ends))
     return Piece(tuple(parameter.ds_shape), ranges[rank], ranges)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from vla_ft.config import RunConfig
@@ -27,27 +28,29 @@ PERSISTENT = 10_000
 """Stage 3: weights up to this size (norms, biases) stay whole on every device."""
 
 
-def bucket(limit: int, total: int) -> int:
-    """A bucket for a model of ``total`` elements: a quarter of a small model, so that averaging begins before the
-    backward pass has ended; an even number, as DeepSpeed demands."""
-    return max(2, 2 * (min(limit, math.ceil(total / 4)) // 2))
+def bucket(limit: int, trained: int, largest: int) -> int:
+    """A bucket for ``trained`` elements: a quarter of a small model, so that averaging begins before the backward pass
+    has ended, but room for its ``largest`` weight: gradients that find none are averaged alone, and by stage 3 rounded
+    to bfloat16 once more. An even number, as DeepSpeed demands."""
+    return 2 * math.ceil(min(limit, max(trained / 4, largest)) / 2)
 
 
-def persistent(total: int) -> int:
-    """The size up to which weights stay whole: never more than a thousandth of the model."""
-    return min(PERSISTENT, total // 1000)
+def persistent(trained: int) -> int:
+    """The size up to which weights stay whole: never more than a thousandth of what is trained."""
+    return min(PERSISTENT, trained // 1000)
 
 
-def deepspeed_settings(config: RunConfig, stage: int, trained: int, pin: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration for ``config``; ``trained`` counts the elements that are stepped.
+def deepspeed_settings(config: RunConfig, stage: int, sizes: Sequence[int], pin: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration for ``config``; ``sizes`` are the elements of each weight that is trained.
 
     Clipping is not DeepSpeed's: the trainer must see the norm before weights change. Gradients are averaged in float32
     and, but for stage 1 in bfloat16 without offload, summed over micro-batches in float32 too.
     """
+    trained, largest = sum(sizes), max(sizes)
     zero: dict[str, Any] = {
         "stage": stage,
-        "reduce_bucket_size": bucket(REDUCE_BUCKET, trained),
-        "allgather_bucket_size": bucket(ALLGATHER_BUCKET, trained),
+        "reduce_bucket_size": bucket(REDUCE_BUCKET, trained, largest),
+        "allgather_bucket_size": bucket(ALLGATHER_BUCKET, trained, largest),
         "stage3_prefetch_bucket_size": PREFETCH_BUCKET,
         "stage3_max_live_parameters": MAX_LIVE,
         "stage3_max_reuse_distance": REUSE_DISTANCE,
@@ -91,7 +94,7 @@ def state_bytes(stage: int, world: int, precision: str, offload: str, trained: i
     each = 2 if precision == "bf16" else 4
     share = trained / world
     held = offload == "none"
-    buckets = bucket(REDUCE_BUCKET, trained)
+    buckets = bucket(REDUCE_BUCKET, trained, 0)
     if stage == 3:
         live = min(MAX_LIVE + PREFETCH_BUCKET, trained + frozen)
         return {
