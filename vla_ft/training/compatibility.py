@@ -35,6 +35,8 @@ class Setup:
     adapters: bool
     asked_shard_group: int | None
     """As given; ``shard_group`` is what it comes to."""
+    accumulation: int = 1
+    """Micro-batches of an update."""
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int, local_world_size: int) -> Setup:
@@ -54,6 +56,7 @@ class Setup:
             frozen=bool(config.freeze or config.lora),
             adapters=bool(config.lora),
             asked_shard_group=config.shard_group,
+            accumulation=config.batch.accumulation,
         )
 
 

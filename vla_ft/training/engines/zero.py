@@ -26,11 +26,12 @@ from vla_ft.training.engines.zero_access import (
     Masters,
     PartitionedMasters,
     Partitioner,
+    adopt_group,
+    flats_by_name,
     frozen_share,
+    load,
     partition,
-    ranks_of_flats,
     release,
-    start,
 )
 from vla_ft.training.engines.zero_settings import deepspeed_settings
 from vla_ft.training.optimizers import build_optimizer
@@ -46,9 +47,10 @@ class ZeroEngine(ProcessGroupEngine):
     """DeepSpeed's engine around the model."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self._deepspeed = load(device)  # before any group is joined: it may be missing
         super().__init__(config, device)
+        adopt_group(self._deepspeed)
         self.module = None
-        self._deepspeed = start(device)
         self._masters: Masters
 
     @property
@@ -205,7 +207,7 @@ class ZeroEngine(ProcessGroupEngine):
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         states: dict[str, dict[str, Tensor]] = {}
-        for group, names in ranks_of_flats(self._masters):
+        for group, names in flats_by_name(self._masters):
             state = self._masters.base.state.get(self._masters.flats[group], {})
             for name in names:
                 if state and self.weights[name].numel():
@@ -214,7 +216,7 @@ class ZeroEngine(ProcessGroupEngine):
         return states
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        for group, names in ranks_of_flats(self._masters):
+        for group, names in flats_by_name(self._masters):
             found = {name: state[name] for name in names if name in state}
             if found:
                 self._restore(self._masters.flats[group], found)

@@ -36,8 +36,8 @@ _PARTITIONED = (
 )  # fmt: skip
 
 
-def start(device: torch.device) -> ModuleType:
-    """Import DeepSpeed for ``device`` and let it use the process group that is there. Raises UserError without it.
+def load(device: torch.device) -> ModuleType:
+    """Import DeepSpeed, which takes seconds, for ``device``. Raises UserError where it is missing or another version.
 
     It must compile nothing: on the CPU it would build a shared-memory all-reduce that training never calls, so that is
     struck out of its table of operators (made to be edited: deepspeed/ops/__init__.py).
@@ -64,9 +64,13 @@ def start(device: torch.device) -> ModuleType:
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _quiet()
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     module: ModuleType = deepspeed
     return module
+
+
+def adopt_group(deepspeed: ModuleType) -> None:
+    """Let DeepSpeed use the process group that is there."""
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
 def _quiet() -> None:
@@ -174,7 +178,8 @@ class FlatMasters(Masters):
         """DeepSpeed's own account of the same, which its checkpoints are written from."""
         mapping = parameter._hp_mapping  # type: ignore[attr-defined]
         theirs = None if mapping is None else mapping.get_hp_fragment_address()
-        if (theirs.start, theirs.numel) != (place.start, place.count) if theirs else place.count:
+        seen = (0, 0) if theirs is None else (theirs.start, theirs.numel)
+        if seen != (place.start, place.count):
             raise RuntimeError(f"DeepSpeed holds {theirs} where {place} was expected")
 
     @property
@@ -253,7 +258,7 @@ def require(holder: Any, attributes: Sequence[str]) -> None:
         raise RuntimeError(f"DeepSpeed's {type(holder).__name__} has no {', '.join(missing)}: another version?")
 
 
-def ranks_of_flats(masters: Masters) -> Iterator[tuple[int, list[str]]]:
+def flats_by_name(masters: Masters) -> Iterator[tuple[int, list[str]]]:
     """Every flat master by number, with the names of the weights that have a share in it."""
     for group in range(len(masters.flats)):
         yield group, [name for name, place in masters.slices.items() if place.group == group]
