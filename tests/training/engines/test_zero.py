@@ -199,6 +199,26 @@ def test_buckets_fit_the_model(trained, largest, expected):
     assert zero_settings.bucket(zero_settings.REDUCE_BUCKET, trained, largest) == expected
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bytes_are_those_of_the_tensors_that_are_there(stage, precision):
+    made = held(f"engine=zero{stage}", f"precision={precision}")
+    update(made, 0)
+    made.step()
+    masters, zero = made._masters, made.module.optimizer
+    trained = sum(piece.numel for name, piece in made.pieces.items() if name in made.trained)
+    frozen = sum(piece.numel for piece in made.pieces.values()) - trained
+    counted = zero_settings.state_bytes(stage, 1, precision, "none", trained, frozen)
+    assert sum(flat.nbytes for flat in masters.flats) == pytest.approx(counted["masters"], abs=64)
+    state = [entry for entries in masters.base.state.values() for entry in entries.values() if entry.dim()]
+    assert sum(entry.nbytes for entry in state) == pytest.approx(counted["optimizer"], abs=128)
+    own = [p.ds_tensor if stage == 3 else p for p in made.model.parameters()]
+    assert sum(p.nbytes for p in own) == counted["weights"]
+    if stage == 3:
+        assert zero.grad_partitions_flat_buffer.nbytes == counted["gradients"]
+    made.close()
+
+
 def test_bytes_of_a_large_model_by_stage():
     """7.6 billion trained weights on four cards, in GB: 16 bytes a weight cut ever finer, and what is whole."""
     count = 7_600_000_000
@@ -208,5 +228,6 @@ def test_bytes_of_a_large_model_by_stage():
     assert total[1]["weights"] == total[2]["weights"] == 2 * count
     assert total[3]["weights"] == 2 * count / 4
     assert all(kinds["masters"] + kinds["optimizer"] == 12 * count / 4 for kinds in total.values())
-    assert sum(total[1].values()) > sum(total[2].values()) > sum(total[3].values()) > 16 * count / 4
+    sums = [sum(total[stage].values()) for stage in (1, 2, 3)]
+    assert sums[0] > sums[1] > sums[2] > 16 * count / 4
     assert zero_settings.host_bytes(3, 4, "bf16", "all", count, 0) == 22 * count / 4

@@ -30,8 +30,7 @@ PERSISTENT = 10_000
 
 def bucket(limit: int, trained: int, largest: int) -> int:
     """A bucket for ``trained`` elements: a quarter of a small model, so that averaging begins before the backward pass
-    has ended, but room for its ``largest`` weight: gradients that find none are averaged alone, and by stage 3 rounded
-    to bfloat16 once more. An even number, as DeepSpeed demands."""
+    has ended, but with room for its ``largest`` weight. An even number, as DeepSpeed demands."""
     return 2 * math.ceil(min(limit, max(trained / 4, largest)) / 2)
 
 
@@ -94,28 +93,27 @@ def state_bytes(stage: int, world: int, precision: str, offload: str, trained: i
     each = 2 if precision == "bf16" else 4
     share = trained / world
     held = offload == "none"
-    buckets = bucket(REDUCE_BUCKET, trained, 0)
-    if stage == 3:
-        live = min(MAX_LIVE + PREFETCH_BUCKET, trained + frozen)
-        return {
-            "weights": 0.0 if offload == "all" else each * (share + frozen / world),
-            "masters": 4 * share if held else 0.0,
-            "gradients": 4 * share if held else 0.0,
-            "optimizer": 8 * share if held else 0.0,
-            "buckets": 4.0 * 2 * buckets,
-            "gathered": float(each * live),
-            "step": 4 * min(share, SUB_GROUP) if held else 0.0,
-        }
-    whole = each * trained if stage == 1 else each * buckets
-    summed = 4 * share if stage == 2 or not held else each * share
-    return {
+    kinds = {
         "weights": float(each * (trained + frozen)),
         "masters": 4 * share if held else 0.0,
-        "gradients": whole + summed,
         "optimizer": 8 * share if held else 0.0,
-        "buckets": (each + 4.0) * buckets,
+        "buckets": 8.0 * bucket(REDUCE_BUCKET, trained, 0),  # filled, and a float32 copy on its way
         "gathered": 0.0,
-        "step": 4 * share if held and (precision == "fp32" or stage == 1) else 0.0,
+    }
+    if stage == 3:
+        return kinds | {
+            "weights": 0.0 if offload == "all" else each * (trained + frozen) / world,
+            "gradients": 4 * share if held else 0.0,
+            "gathered": float(each * min(MAX_LIVE + PREFETCH_BUCKET, trained + frozen)),
+            "step": 4 * min(share, SUB_GROUP) if held else 0.0,
+        }
+    if stage == 1:
+        # Whole gradients until the last one is there.
+        return kinds | {"gradients": each * (trained + (share if held else 0)), "step": 4 * share if held else 0.0}
+    low = precision == "bf16"  # summed in a flat float32 share, which is stepped from where it is
+    return kinds | {
+        "gradients": 4 * share if held or low else 0.0,
+        "step": 4 * share if held and not low else 0.0,
     }
 
 
@@ -129,4 +127,5 @@ def host_bytes(stage: int, world: int, precision: str, offload: str, trained: in
     if stage == 3:
         # Gradients are summed in one buffer and stepped from another.
         return stepped + 4 * share + (each * (share + frozen / world) if offload == "all" else 0.0)
-    return stepped + each * share
+    # The rounded weights on their way back, and in float32 the gradients of earlier micro-batches.
+    return stepped + each * share + (4 * share if precision == "fp32" else 0.0)
