@@ -3,21 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 from engine_runs import QUIET
-from narrow_trunk import narrow_trunk
+from narrow_trunk import DESCRIPTION, batch, narrow_trunk
 from torch import nn
 
 from vla_ft.config import load_run_config
-from vla_ft.data.sample import DatasetDescription
 from vla_ft.errors import UserError
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.adapters import add_adapters
 from vla_ft.training.blocks import compile_blocks, recompute_activations, require_compiler
 from vla_ft.training.preparation import prepare_model
-
-DESCRIPTION = DatasetDescription(
-    name="t", fps=10.0, cameras={"top": (32, 32)}, action_names=("a", "b", "c"), action_units=("rad",) * 3,
-    proprio_names=("d", "e"), proprio_units=("rad",) * 2, action_kind="joint", action_mode="absolute", gripper="none",
-)  # fmt: skip
 
 
 def configured(*words):
@@ -28,16 +22,6 @@ def build(config):
     torch.manual_seed(0)
     with narrow_trunk():
         return load_policy("act").build_model(config.model, DESCRIPTION)
-
-
-def batch(size=2):
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "image_top": torch.randint(0, 256, (size, 32, 32, 3), generator=generator, dtype=torch.uint8),
-        "proprio": torch.randn(size, 2, generator=generator),
-        "action": torch.randn(size, 4, 3, generator=generator),
-        "action_pad_mask": torch.ones(size, 4, dtype=torch.bool),
-    }
 
 
 @torch.no_grad()
