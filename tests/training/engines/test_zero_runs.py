@@ -149,24 +149,38 @@ def test_every_engine_goes_on_under_every_other(tmp_path):
         close(tmp_path / name, tmp_path / "single", 2e-6)
 
 
+def assert_killed_resumes(folder, *words):
+    """With dropout, latent noise, average and schedule; all processes die at once."""
+    words = ("batch.accumulation=1", "freeze=[]", *words)
+    finish(start(folder / "whole", *words))
+    process = start(folder / "killed", *words)
+    wait_for_step(folder / "killed", 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    out = finish(start(folder / "killed", *words))
+    assert "step 2 of" in out or "step 4 of" in out, "the second run did not resume"
+    assert final_bytes(folder / "killed") == final_bytes(folder / "whole")
+    assert metrics(folder / "killed") == metrics(folder / "whole")
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_killed_runs_resume_to_the_bit(stage, precision, tmp_path):
-    """With dropout, latent noise, average and schedule; all processes die at once."""
-    words = (
-        "devices=2",
-        "device=cpu",
-        "batch.accumulation=1",
+    assert_killed_resumes(tmp_path, "devices=2", "device=cpu", f"engine={stage}", f"precision={precision}")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.parametrize("words", [(stage, offload) for stage in STAGES for offload in OFFLOADS[stage]])
+def test_killed_runs_resume_to_the_bit_on_a_card(words, tmp_path):
+    stage, offload = words
+    assert_killed_resumes(
+        tmp_path,
+        "devices=1",
+        "device=cuda",
+        "deterministic=true",
+        "precision=bf16",
         f"engine={stage}",
-        f"precision={precision}",
-        "freeze=[]",
+        f"offload={offload}",
     )
-    finish(start(tmp_path / "whole", *words))
-    process = start(tmp_path / "killed", *words)
-    wait_for_step(tmp_path / "killed", 3, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert "step 2 of" in (out := finish(start(tmp_path / "killed", *words))) or "step 4 of" in out
-    assert final_bytes(tmp_path / "killed") == final_bytes(tmp_path / "whole")
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")

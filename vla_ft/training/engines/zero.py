@@ -150,6 +150,11 @@ class ZeroEngine(ProcessGroupEngine):
             raise RuntimeError(f"engine {self.name}: {seen} instead of {(expected, self.stage, self.world_size)}")
         if self._masters.pieces.keys() != self.trained.keys() or type(self._masters.base) is not torch.optim.AdamW:
             raise RuntimeError(f"engine {self.name}: {type(self._masters.base).__name__} steps other weights")
+        kept = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        if {p.dtype for p in self.model.parameters()} != {kept} or any(
+            f.dtype != torch.float32 for f in self._masters.flats
+        ):
+            raise RuntimeError(f"engine {self.name}: precision={self.config.precision} was not followed")
         if self._masters.offloads != (self.config.offload != "none"):
             raise RuntimeError(f"engine {self.name}: offload={self.config.offload} was not followed")
 
