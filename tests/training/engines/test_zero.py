@@ -12,7 +12,7 @@ from torch import nn
 from vla_ft.config import load_run_config
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Loss, Model
-from vla_ft.training.engines import build_engine, zero_settings
+from vla_ft.training.engines import build_engine, zero_access, zero_settings
 from vla_ft.training.preparation import prepare_blocks, prepare_model
 
 # Not imported here: the engine says for which device.
@@ -89,10 +89,13 @@ def update(engine, seed, limit=float("inf"), scale=1.0):
     return result.loss.item(), norm
 
 
-@pytest.fixture(params=["zero1", "zero2", "zero3", "zero3 again", "zero3 offload"])
-def engine(request):
+@pytest.fixture(params=["zero1", "zero2", "zero3", "zero3 again", "zero3 offload", "zero2 small", "zero3 small"])
+def engine(request, monkeypatch):
     name, _, extra = request.param.partition(" ")
-    words = {"": (), "again": ("activation_checkpointing=true",), "offload": ("offload=all",)}[extra]
+    words = {"again": ("activation_checkpointing=true",), "offload": ("offload=all",)}.get(extra, ())
+    if extra == "small":  # buckets that a weight does not fit into, as an embedding of a large model
+        for constant in ("REDUCE_BUCKET", "ALLGATHER_BUCKET", "PREFETCH_BUCKET", "MAX_LIVE", "SUB_GROUP"):
+            monkeypatch.setattr(zero_settings, constant, 20)
     made = held(f"engine={name}", *words)
     yield made
     made.close()
@@ -178,6 +181,11 @@ def test_another_version_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"DeepSpeed 0\.30\.0 is installed"):
         held("engine=zero2")
     assert not torch.distributed.is_initialized()
+
+
+def test_insides_that_are_not_there_are_an_internal_error():
+    with pytest.raises(RuntimeError, match="has no cpu_offload"):
+        zero_access.require(torch.zeros(1), ("shape", "cpu_offload"))
 
 
 def test_steps_that_differ_within_a_part_are_refused():
