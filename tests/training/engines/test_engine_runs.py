@@ -14,7 +14,8 @@ from tiny_runs import metrics
 
 from vla_ft.deployment.export import ExportConfig, export
 
-LORA = ("freeze=[backbone]", "lora.action.rank=4", "lora.action.alpha=8", "frozen_dtype=bf16", "precision=bf16")
+# Of rank one: the second process holds nothing of the tensors of one row.
+LORA = ("freeze=[backbone]", "lora.action.rank=1", "lora.action.alpha=2", "frozen_dtype=bf16", "precision=bf16")
 EIGHT = ("optimizer.name=adamw8bit", "precision=bf16_kahan")
 # One launch of two processes; the tests below read what it left.
 CASES = {
