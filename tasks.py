@@ -153,6 +153,14 @@ def test(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: s
     launch(job, gpu, "tests run on this clone's source", wheelhouse)
 
 
+@task(help={"gpu": GPU_HELP, "local": LOCAL_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def plan(ctx: Context, gpu: str = "auto", local: bool = False, wheelhouse: str | None = None, args: str = "") -> None:
+    """What fits before anything is loaded: `invoke plan -- recipe=act card=rtx3090 cards=4`. Needs no card."""
+    with mistakes():
+        job = jobs.plan(jobs.words(args, ctx.remainder))
+    launch(job, gpu, "--local" if local else "", wheelhouse)
+
+
 @task(help={"wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
 def record(ctx: Context, wheelhouse: str | None = None, args: str = "") -> None:
     """Record demonstrations in the simulator: `invoke record -- episodes=20 output=datasets/transfer_cube`."""
@@ -260,4 +268,6 @@ def _print_json(data: object, indent: int | None = 2) -> None:
     print(json.dumps(data, indent=indent))
 
 
-ns = Collection(base, build, doctor, export, fetch, lock, logs, matrix, record, shell, smoke, stop, test, train, use)
+ns = Collection(
+    base, build, doctor, export, fetch, lock, logs, matrix, plan, record, shell, smoke, stop, test, train, use
+)

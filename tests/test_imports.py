@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "policies": {"data", "nn", "weights"},
     "config": {"data", "policies"},
     "training": {"config", "data", "policies", "nn", "environment", "weights"},
+    "planning": {"config", "data", "policies", "training", "environment"},
     "deployment": {"config", "data", "policies"},
     "reporting": set(),
     "simulation": {"data"},

@@ -6,13 +6,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from vla_ft.errors import EndedByPeer, UserError, nearest
 from vla_ft.training.launch import follow_launcher, tell_launcher
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vla_ft.config import RunConfig
+
 USAGE = """vla-ft COMMAND [key=value ...]
 
   train     recipe=NAME key=value ...     train; without words: recipe=act-mock, a small ACT on mock data
+  plan      recipe=NAME card=NAME cards=N  forecast memory before anything is loaded: what fits and what to say;
+                                          card=rtx3090 or 22GiB, output=DIR for plan.json and plan.png
   smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
   export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged
@@ -23,8 +31,8 @@ USAGE = """vla-ft COMMAND [key=value ...]
   selftest                                prove this environment: versions, CUDA, architectures, backends, policies
 
 Keys are those of the recipe files (vla_ft/recipes), such as steps=1000, data.path=/data/demos, batch.per_device=4.
-Exit codes: 0 done, 1 tried and fell short (a smoke run that did not learn, attempts that ran out), 2 a mistake that
-you can mend, 75 stopped by a signal after a checkpoint (run again to continue)."""
+Exit codes: 0 done, 1 tried and fell short (a smoke run that did not learn, attempts that ran out, nothing fits), 2 a
+mistake that you can mend, 75 stopped by a signal after a checkpoint (run again to continue)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +73,7 @@ def _train(arguments: Sequence[str]) -> int:
 
     config = load_run_config(arguments)
     processes = processes_for(config.devices, config.device)
+    _foresee(config, processes)
     if processes > 1:
         return launch(["train", *arguments], processes)
 
@@ -78,8 +87,66 @@ def _train(arguments: Sequence[str]) -> int:
         numbers = ", ".join(
             f"{k.split('/')[1]} {v:.4f}" for k, v in report.metrics.items() if k.startswith("validation/")
         )
-        print(f"{end} step {report.step}{f'; held out: {numbers}' if numbers else ''}; run folder {report.folder}")
+        memory = _memory(report.folder)
+        print(
+            f"{end} step {report.step}{f'; held out: {numbers}' if numbers else ''}"
+            f"{f'; {memory}' if memory else ''}; run folder {report.folder}"
+        )
     return EXIT_INTERRUPTED if report.interrupted else 0
+
+
+def _foresee(config: RunConfig, processes: int) -> None:
+    """Refuse a run that cannot fit on its cards, once, before any process loads weights."""
+    if "VLA_FT_LAUNCHER" in os.environ or int(os.environ.get("RANK", "0")) != 0:
+        return  # whoever started this process has asked
+    from pathlib import Path
+
+    from vla_ft.planning.command import check_before_training
+    from vla_ft.planning.output import keep_forecast
+
+    answer = check_before_training(config, processes)
+    if answer is None:
+        return
+    forecast, target, warning = answer
+    print(f"vla-ft: {warning}" if warning else f"memory {forecast.sentence(target)}", file=sys.stderr, flush=True)
+    keep_forecast(Path(config.output), forecast, target)
+
+
+def _memory(folder: Path) -> str:
+    """What this process's card held at most beside what was foreseen, or nothing on the CPU."""
+    import torch
+
+    from vla_ft.planning.output import beside_measured
+
+    return beside_measured(folder, torch.cuda.max_memory_allocated()) if torch.cuda.is_initialized() else ""
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from vla_ft.checkpoints import write_json
+    from vla_ft.planning.command import compare_on_cpu, make_plan, read_request
+    from vla_ft.planning.output import PLAN, bars, plan_as_data, print_plan
+    from vla_ft.reporting.memory import draw_memory
+
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    request = read_request(arguments)
+    if request.note:
+        console.print(request.note, soft_wrap=True, highlight=False)
+    if request.measure:
+        console.print(compare_on_cpu(request.config), soft_wrap=True, highlight=False)
+        if request.card is None:
+            return 0
+    found = make_plan(request)
+    print_plan(console, found)
+    if request.output is not None:
+        request.output.mkdir(parents=True, exist_ok=True)
+        write_json(request.output / PLAN, plan_as_data(found))
+        asked = request.config
+        title = f"{asked.recipe} on {found.target.cards} x {found.target.name}, batch {asked.batch.per_device} a device"
+        best = found.recommended.line or "as asked" if found.recommended else ""
+        draw_memory(bars(found), found.target.memory_gib, title, request.output / "plan.png", best)
+    return 0 if found.recommended is not None else 1
 
 
 def _smoke(arguments: Sequence[str]) -> int:
@@ -176,6 +243,7 @@ def _selftest(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
+    "plan": _plan,
     "smoke": _smoke,
     "evaluate": _evaluate,
     "export": _export,

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from vla_ft.data.augmentation import AugmentationConfig, RecipeName, find_augmentation
 from vla_ft.data.formats.base import EpisodeReader
@@ -35,6 +35,10 @@ NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 EngineName = Literal["auto", "single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
 Precision = Literal["fp32", "bf16", "bf16_stochastic", "bf16_kahan"]
+PlanAnswer = Annotated[
+    Literal["refuse", "warn", "off"],
+    BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads `off` as a boolean
+]
 T = TypeVar("T")
 Name = TypeVar("Name")
 
@@ -312,6 +316,8 @@ class RunConfig:
     """Deterministic kernels. On the CPU a run is bit-exact without it; on a GPU only with it."""
     resume: str = "auto"
     """``auto`` continues the run in ``output`` when there is one; ``never`` refuses to; or a checkpoint's path."""
+    plan: PlanAnswer = "refuse"
+    """Before weights are loaded on a card: refuse what the memory forecast says cannot fit, warn, or do not ask."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -340,6 +346,11 @@ def load_run_config(arguments: Sequence[str]) -> RunConfig:
     values["recipe"] = name
     values.setdefault("output", str(Path(os.environ.get("VLA_FT_RUNS", "runs")) / name))
     return run_config_from_dict(values)
+
+
+def recipe_value(recipe: str | None, key: str) -> Any:
+    """What a recipe says for a dotted key; None when it says nothing. Raises UserError for an unknown recipe."""
+    return OmegaConf.select(_read_recipe(recipe or DEFAULT_RECIPE), key)
 
 
 def run_config_from_dict(values: dict[str, Any]) -> RunConfig:

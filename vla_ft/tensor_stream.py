@@ -155,6 +155,8 @@ class TensorReader:
         try:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
+                if length > path.stat().st_size:
+                    raise ValueError(f"a header of {length} bytes")
                 header = json.loads(file.read(length))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is no complete safetensors file ({error}). Copy it again.") from error

@@ -23,7 +23,7 @@ def services(compose: Compose, **changes: str) -> dict[str, dict]:
 
 def test_every_service_is_hardened(compose: Compose) -> None:
     found = services(compose)
-    assert set(found) == {"train", "smoke", "fetch", "shell", "tensorboard"}
+    assert set(found) == {"train", "smoke", "fetch", "plan", "shell", "tensorboard"}
     for service in found.values():
         assert service["read_only"] and service["init"]
         assert service["cap_drop"] == ["ALL"]
@@ -40,7 +40,7 @@ def test_every_service_is_hardened(compose: Compose) -> None:
 
 def test_gpu_file_reserves_all_cards(compose: Compose) -> None:
     found = services(compose, COMPOSE_FILE=f"{MAIN_FILE}:{GPU_FILE}", VLA_FT_DEVICE="cuda")
-    for name in ("train", "smoke", "shell"):
+    for name in ("train", "smoke", "plan", "shell"):
         (device,) = found[name]["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
         assert found[name]["environment"]["VLA_FT_DEVICE"] == "cuda"

@@ -36,6 +36,7 @@ def test_every_task_has_a_line_of_help():
         "lock",
         "logs",
         "matrix",
+        "plan",
         "record",
         "shell",
         "smoke",

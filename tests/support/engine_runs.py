@@ -1,6 +1,6 @@
 """Several training runs, one after another, inside one launch of several processes: starting them is what takes time.
 
-``python engine_runs.py OUTPUT CASES PORTS`` is one of the processes; ``run_cases`` starts them all and judges by the
+``python engine_runs.py OUTPUT CASES`` is one of the processes; ``run_cases`` starts them all and judges by the
 file that the main one leaves: a process may be aborted by gloo while it ends, after everything has been done.
 """
 
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,11 +27,12 @@ DONE = "done.json"
 
 def run_cases(output: Path, cases: Mapping[str, Sequence[str]], processes: int) -> None:
     """Train every case into ``output/NAME`` with QUIET and its words, in this order, on ``processes`` processes."""
-    from vla_ft.training.launch import _environment, _free_port
+    from vla_ft.training.launch import _environment
 
     output.mkdir(parents=True, exist_ok=True)
-    ports = ",".join(str(_free_port()) for _ in cases)
-    command = [sys.executable, __file__, str(output), json.dumps(dict(cases)), ports]
+    for stale in [output / DONE, *output.glob("port_*")]:
+        stale.unlink(missing_ok=True)
+    command = [sys.executable, __file__, str(output), json.dumps(dict(cases))]
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "support")))
     running = []
     for rank in range(processes):
@@ -38,8 +40,7 @@ def run_cases(output: Path, cases: Mapping[str, Sequence[str]], processes: int) 
         environment.pop("VLA_FT_DEVICE", None)
         with (output / f"log{rank}").open("w") as log:
             running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    for process in running:
-        process.wait(timeout=600)
+    _wait(running, time.monotonic() + 600)
     logs = "\n".join((output / f"log{rank}").read_text()[-6000:] for rank in range(processes))
     done = output / DONE
     assert done.is_file() and json.loads(done.read_text()) == list(cases), logs
@@ -54,14 +55,38 @@ def single(output: Path, *words: str) -> None:
         train(load_run_config([*QUIET, "batch.per_device=4", f"output={output}", *words]))
 
 
+def _wait(running: Sequence[subprocess.Popen[bytes]], deadline: float) -> None:
+    """Until all have ended; when one has failed, the others would wait for it in vain."""
+    while None in [process.poll() for process in running] and time.monotonic() < deadline:
+        if any(process.returncode for process in running):
+            deadline = min(deadline, time.monotonic() + 20)
+        time.sleep(0.1)
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def _agree_on_port(place: Path) -> None:
+    """The main process takes a free port only when it is needed: gloo's own sockets take free ports as well."""
+    from vla_ft.training.launch import _free_port
+
+    if os.environ["RANK"] == "0":
+        place.with_suffix(".new").write_text(str(_free_port()))
+        place.with_suffix(".new").rename(place)
+    while not place.is_file():
+        time.sleep(0.02)
+    os.environ["MASTER_PORT"] = place.read_text()
+
+
 def _main() -> None:
     from vla_ft.config import load_run_config
     from vla_ft.training.trainer import train
 
-    output, cases, ports = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3].split(",")
+    output, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     finished = []
-    for (name, words), port in zip(cases.items(), ports, strict=True):
-        os.environ["MASTER_PORT"] = port
+    for name, words in cases.items():
+        _agree_on_port(output / f"port_{name}")
         with narrow_trunk():
             train(load_run_config([*QUIET, f"output={output / name}", *words]))
         finished.append(name)

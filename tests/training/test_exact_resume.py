@@ -53,14 +53,16 @@ def test_workers_do_not_change_the_numbers(uninterrupted):
 TWO = ("devices=2", "device=cpu", "batch.accumulation=1")
 
 
-def test_two_processes_kill_resume(tmp_path, uninterrupted):
+@pytest.mark.parametrize("words", [(), ("engine=fsdp2", "activation_checkpointing=true")], ids=["ddp", "fsdp2"])
+def test_two_processes_kill_resume(tmp_path, uninterrupted, words):
     """Only the launcher is killed: its processes must go with it, or they would train on and hold the folder."""
-    process = start(tmp_path, *TWO)
+    words = (*TWO, *words)
+    process = start(tmp_path, *words)
     wait_for_step(tmp_path, 3, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()  # returns when the last process has closed its output
-    finish(start(tmp_path, *TWO))
-    assert_same(tmp_path, uninterrupted(*TWO))
+    finish(start(tmp_path, *words))
+    assert_same(tmp_path, uninterrupted(*words))
 
 
 def test_torchrun_gives_the_same_run(tmp_path, uninterrupted):

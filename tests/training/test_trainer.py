@@ -240,6 +240,8 @@ def test_a_frame_that_one_process_alone_cannot_read(tmp_path):
         (["seed=99999999999999999999999"], "Key 'seed' is 99999999999999999999999"),
         (["model=[1]"], "overrides"),
         (["init.path=nowhere.pth"], "nowhere.pth"),
+        (["engine=fsdp2", "offload=optimizer"], "Set offload=all, or engine=zero2 offload=optimizer"),
+        (["lora.backbone.rank=2", "freeze=[]"], "Part 'backbone' has no linear layers to adapt"),
     ],
 )
 def test_further_mistakes(tmp_path, capsys, words, message):

@@ -53,6 +53,11 @@ def fetch(arguments: Sequence[str]) -> Job:
     return Job("vla_ft", ("fetch", *arguments), service="fetch", in_clone=False)
 
 
+def plan(arguments: Sequence[str]) -> Job:
+    """A memory forecast; it needs no card."""
+    return Job("vla_ft", ("plan", *arguments), service="plan", in_clone=False)
+
+
 def record(arguments: Sequence[str]) -> Job:
     """Demonstrations from the simulator."""
     return Job("vla_ft", ("record", *arguments), extra="sim", in_clone=False)

@@ -38,7 +38,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compile_blocks(model: Model, device: torch.device) -> None:
-    """``torch.compile`` each block. Raises UserError where this machine has no compiler for it."""
+    """``torch.compile`` each block, for the shapes that come. Raises UserError where this machine has no compiler."""
     require_compiler(device)
     import torch._dynamo
 
@@ -48,7 +48,9 @@ def compile_blocks(model: Model, device: torch.device) -> None:
     torch._dynamo.config.recompile_limit = limit
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in blocks:
-        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        # A graph for each shape. torch would turn sizes that differ between blocks into unknowns, which costs speed
+        # and, for strided convolutions, breaks its own compiler (ValueRangeError, seen with 2.13).
+        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
 
 
 def require_compiler(device: torch.device) -> None:

@@ -33,7 +33,10 @@ class Setup:
     frozen: bool
     """Whether any part is frozen, by ``freeze`` or under adapters."""
     adapters: bool
-    asked_shard_group: bool
+    asked_shard_group: int | None
+    """As given; ``shard_group`` is what it comes to."""
+    accumulation: int = 1
+    """Micro-batches of an update."""
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int, local_world_size: int) -> Setup:
@@ -52,7 +55,8 @@ class Setup:
             compile=config.compile,
             frozen=bool(config.freeze or config.lora),
             adapters=bool(config.lora),
-            asked_shard_group=config.shard_group is not None,
+            asked_shard_group=config.shard_group,
+            accumulation=config.batch.accumulation,
         )
 
 
@@ -71,8 +75,8 @@ RULES: tuple[Rule, ...] = (
         "Set devices=1, or engine=ddp, fsdp2, hsdp or zero2.",
     ),
     Rule(
-        lambda s: s.asked_shard_group and s.engine != "hsdp",
-        "shard_group={shard_group} is for engine=hsdp, this run has engine={engine}, which "
+        lambda s: s.asked_shard_group is not None and s.engine != "hsdp",
+        "shard_group={asked_shard_group} is for engine=hsdp, this run has engine={engine}, which "
         "shards over all processes or none. Remove shard_group, or set engine=hsdp.",
     ),
     Rule(
@@ -109,6 +113,11 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.engine in ZERO and s.precision == "bf16" and s.frozen and s.frozen_dtype == "fp32",
         "engine={engine} with precision=bf16 holds frozen weights in bfloat16. Say frozen_dtype=bf16, or use "
         "engine=fsdp2 or precision=fp32.",
+    ),
+    Rule(
+        lambda s: s.engine == "zero1" and s.precision == "bf16" and s.offload == "none" and s.accumulation > 1,
+        "engine=zero1 with precision=bf16 sums the gradients of batch.accumulation={accumulation} micro-batches in "
+        "bfloat16. Set engine=zero2, which sums them in float32, or batch.accumulation=1.",
     ),
     Rule(
         lambda s: s.engine == "zero3" and s.compile,

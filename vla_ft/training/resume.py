@@ -20,6 +20,7 @@ _MAY_CHANGE = (
     "devices",
     "init",
     "logging",
+    "plan",
     "checkpoint",
     "validation",
     "engine",

@@ -14,7 +14,8 @@ from tiny_runs import metrics
 
 from vla_ft.deployment.export import ExportConfig, export
 
-LORA = ("freeze=[backbone]", "lora.action.rank=4", "lora.action.alpha=8", "frozen_dtype=bf16", "precision=bf16")
+# Of rank one: the second process holds nothing of the tensors of one row.
+LORA = ("freeze=[backbone]", "lora.action.rank=1", "lora.action.alpha=2", "frozen_dtype=bf16", "precision=bf16")
 EIGHT = ("optimizer.name=adamw8bit", "precision=bf16_kahan")
 # One launch of two processes; the tests below read what it left.
 CASES = {
@@ -123,8 +124,9 @@ def test_low_precision_stays_close_to_float32(runs, tmp_path):
     for name, tolerance in (("eight", 2e-2), ("stochastic", 1e-2)):
         close(runs / name, tmp_path / "full", tolerance)
         weights = load_file(checkpoint(runs / name, 5) / "model.safetensors")
+        assert {value.dtype for value in weights.values() if value.numel()} == {torch.bfloat16, torch.float32}
         assert weights["action_head.weight"].dtype == torch.bfloat16
-        assert weights["vision.trunk.conv1.weight"].dtype == torch.float32
+        assert weights["vision.trunk.layer1.0.bn1.running_mean"].dtype == torch.float32, "buffers are never rounded"
 
 
 def test_adapters_train_their_part_and_leave_its_weights(runs, tmp_path):
@@ -132,7 +134,8 @@ def test_adapters_train_their_part_and_leave_its_weights(runs, tmp_path):
     close(runs / "offload", tmp_path / "single", 2e-3)
     first, last = (load_file(checkpoint(runs / "offload", step) / "model.safetensors") for step in (3, 5))
     moved = {name for name in first if not torch.equal(first[name], last[name])}
-    assert moved == {name for name in first if ".lora_" in name}
+    # The latent is zero here, so that the adapter of what it is projected by sees nothing.
+    assert moved == {name for name in first if ".lora_" in name and not name.startswith("project_latent.")}
     assert all(last[name].dtype == (torch.float32 if ".lora_" in name else torch.bfloat16)
                for name in last if name.startswith("decoder."))  # fmt: skip
 

@@ -86,6 +86,25 @@ class Engine:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if expected != self.trained.keys() or held != {id(p) for p in self.trained.values()}:
             raise RuntimeError(f"engine {self.name}: the optimizer does not hold exactly the trained weights")
+        self._check_fields()
+
+    def _check_fields(self) -> None:
+        """Whether the fields of the configuration have left their marks: none may be ignored in silence."""
+        config = self.config
+        rounded = config.precision in ("bf16_stochastic", "bf16_kahan")
+        optimizer = "RoundingAdamW" if rounded else "AdamW"
+        optimizer = "EightBitAdamW" if config.optimizer.name == "adamw8bit" else optimizer
+        types = {p.dtype for p in self.trained.values()}
+        changed = config.activation_checkpointing or config.compile
+        seen = {
+            "optimizer": type(self.optimizer).__name__ == optimizer,
+            "precision": types == {torch.bfloat16 if rounded else torch.float32},
+            "blocks": all(("forward" in vars(block)) == changed for block in self.model.blocks()),
+            "adapters": any(".lora_" in name for name in self.trained) == bool(config.lora),
+        }
+        wrong = [name for name, right in seen.items() if not right]
+        if wrong:
+            raise RuntimeError(f"engine {self.name}: {', '.join(wrong)} not as configured")
 
     def describe(self) -> str:
         """The engine in words, for the banner, from what was built."""

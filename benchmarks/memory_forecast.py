@@ -1,0 +1,118 @@
+"""Forecast against allocator, and what tracing itself costs. Writes benchmarks/results/memory_forecast.json.
+
+OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support python benchmarks/memory_forecast.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_ft.config import load_run_config
+from vla_ft.planning.forecast import Planner, compute_of
+from vla_ft.planning.imagined import describe
+from vla_ft.planning.measurement import measure_step
+from vla_ft.planning.overlay import moments
+from vla_ft.planning.rehearsal import rehearse
+from vla_ft.training.compatibility import Setup
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "memory_forecast.json"
+SMALL = ("recipe=act-small", "data.path=mock", "device=cpu", "data.mock.cameras=[a,b]", "data.mock.image_size=[96,128]")
+SINGLE = (
+    "", "precision=bf16", "freeze=[backbone]", "activation_checkpointing=true", "ema=null,batch.accumulation=2",
+    "batch.per_device=1,optimizer.kernel=loop", "batch.per_device=1,optimizer.kernel=foreach",
+    "batch.per_device=1,optimizer.kernel=fused", "precision=bf16_stochastic", "precision=bf16_kahan,batch.per_device=1",
+    "optimizer.name=adamw8bit,batch.per_device=1", "lora.action.rank=4,precision=bf16",
+)  # fmt: skip
+
+
+def single(case: str) -> dict[str, Any]:
+    """One process on the CPU: bytes foreseen and allocated."""
+    config = load_run_config([*SMALL, *filter(None, case.split(","))])
+    setup, description = Setup.of(config, 1, 1), describe(config)
+    trace = rehearse(config, description, compute=compute_of(setup), card=False)
+    foreseen = moments(trace, setup, ema=config.ema is not None).peak()
+    return _row(case or "as the recipe", foreseen.total, measure_step(config, description).peak, foreseen.phase)
+
+
+def two_processes() -> list[dict[str, Any]]:
+    """DDP and FSDP2, the fuller of two processes."""
+    from measured_engines import CASES, WORLD, measure_cases
+    from measured_engines import SMALL as SHARED
+
+    with tempfile.TemporaryDirectory() as folder:
+        peaks = measure_cases(Path(folder))
+    rows = []
+    for case in CASES:
+        config = load_run_config([*SHARED, *case.split(",")])
+        setup = Setup.of(config, WORLD, WORLD)
+        trace = rehearse(config, describe(config), compute=compute_of(setup), card=False)
+        foreseen = moments(trace, setup, ema=config.ema is not None).peak()
+        rows.append(_row(case, foreseen.total, peaks[case], foreseen.phase))
+    return rows
+
+
+def tracing(name: str) -> dict[str, Any]:
+    """Time and memory of tracing one full-size step, in this process alone."""
+    config = load_run_config(["recipe=act", "data.path=mock", "precision=bf16"])
+    build = None
+    if name == "7B transformer":
+        from imagined_models import seven_billion
+
+        build = seven_billion
+        config = load_run_config(["recipe=act-mock", "precision=bf16", "batch.per_device=4", "model.chunk_size=512"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    started = time.perf_counter()
+    trace = Planner(describe(config), build=build).trace(config, Setup.of(config, 1, 1))
+    return {
+        "model": name, "weights": sum(trace.parameters), "batch": trace.batch_size,
+        "seconds": round(time.perf_counter() - started, 1), "cpu_seconds": round(time.process_time(), 1),
+        "resident_mib_before": round(before),
+        "resident_mib_most": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }  # fmt: skip
+
+
+def _row(case: str, foreseen: float, allocated: int, phase: str) -> dict[str, Any]:
+    error = round(foreseen / allocated - 1, 5)
+    print(f"{case:60} {foreseen / 2**20:9.2f} {allocated / 2**20:9.2f} MiB {error:+.2%} {phase}", flush=True)
+    return {"case": case, "foreseen": round(foreseen), "allocated": allocated, "error": error, "fullest_in": phase}
+
+
+def main() -> None:
+    """Run all, or one trace with --tracing."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tracing", choices=("ACT", "7B transformer"))
+    asked = parser.parse_args().tracing
+    if asked:
+        print(json.dumps(tracing(asked)))
+        return
+    traced = [
+        json.loads(subprocess.check_output([sys.executable, __file__, "--tracing", name]).splitlines()[-1])
+        for name in ("ACT", "7B transformer")
+    ]
+    result = {
+        "command": "OMP_NUM_THREADS=1 PYTHONPATH=.:tests/support python benchmarks/memory_forecast.py",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU, load {os.getloadavg()[0]:.1f} by other jobs",
+        "torch": torch.__version__,
+        "truth": "states counted, and the highest running sum of the CPU allocator's events over the second real step",
+        "one_process": [single(case) for case in SINGLE],
+        "two_processes": two_processes(),
+        "tracing_full_size": traced,
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

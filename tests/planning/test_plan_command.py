@@ -1,0 +1,92 @@
+"""`vla-ft plan` from outside, and what a run says about memory before and after."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vla_ft.cli import main
+from vla_ft.config import load_run_config
+from vla_ft.errors import UserError
+from vla_ft.planning import command
+from vla_ft.planning.cards import Target
+from vla_ft.planning.command import check_before_training, read_request
+from vla_ft.planning.forecast import Planner
+from vla_ft.planning.imagined import describe
+from vla_ft.planning.output import PLAN, beside_measured, keep_forecast
+
+TINY = ("recipe=act-mock", "data.mock.image_size=[32,32]", "batch.per_device=2")
+
+
+def test_a_plan_on_the_command_line(tmp_path, capsys):
+    assert main(["plan", *TINY, "card=rtx3090", f"output={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "rtx3090 (24 GiB)" in printed
+    assert "Largest batch.per_device that fits" in printed
+    data = json.loads((tmp_path / PLAN).read_text())
+    assert data["recommended"] == "" and data["options"][0]["fits"]
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
+def test_nothing_fits_is_said_and_returned(capsys):
+    assert main(["plan", *TINY, "card=0.3GiB"]) == 1
+    assert "Nothing that keeps the method fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("card=rtx3009",), "Did you mean 'rtx3090'"),
+        (("card=22GiB", "cards=two"), "cards=two: expected a number"),
+        (("card=22GiB", "batch.per_devise=2"), "Did you mean 'batch.per_device'"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(words, sentence, capsys):
+    assert main(["plan", *TINY, *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_shapes_come_from_the_recipe_where_there_is_no_data(tmp_path):
+    request = read_request(["recipe=act", "card=rtx3090"])
+    assert "No data.path" in request.note
+    assert describe(request.config).cameras == dict.fromkeys(
+        ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist"), (480, 640)
+    )
+    assert "is not here" in read_request(["recipe=act", f"data.path={tmp_path / 'none'}"]).note
+
+
+def test_a_run_on_the_cpu_is_not_kept_waiting(monkeypatch):
+    monkeypatch.delenv("VLA_FT_DEVICE", raising=False)
+    monkeypatch.setattr(command, "Planner", None)  # whoever traced would fail
+    assert check_before_training(load_run_config([*TINY, "device=cpu"]), 1) is None
+    assert check_before_training(load_run_config([*TINY, "plan=off"]), 1) is None
+
+
+def test_a_run_that_cannot_fit_ends_with_2_before_anything_is_loaded(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("VLA_FT_DEVICE", raising=False)
+    monkeypatch.setattr(command, "_on_a_card", lambda config: True)
+    monkeypatch.setattr(command, "visible_target", lambda cards: Target("small", 0.3, cards))
+    output = tmp_path / "run"
+    assert main(["train", *TINY, f"output={output}"]) == 2
+    assert "plan=warn" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_the_forecast_stands_beside_the_measured_peak(tmp_path):
+    config = load_run_config(TINY)
+    target = Target("test", 24.0, 1)
+    planner = Planner(describe(config))
+    forecast, _, warning = command.judge(config, target, planner)
+    assert warning == ""
+    keep_forecast(tmp_path, forecast, target)
+    line = beside_measured(tmp_path, int(forecast.peak.total / 1.02))
+    assert line.endswith("foreseen (+2.0%)")
+    assert json.loads((tmp_path / PLAN).read_text())["measured"]["error"] == pytest.approx(0.02, abs=1e-4)
+    assert beside_measured(tmp_path / "none", 1) == ""
+
+
+def test_a_combination_that_the_table_refuses_is_refused_first():
+    config = load_run_config([*TINY, "engine=ddp", "offload=all"])
+    with pytest.raises(UserError, match="offload=all would do nothing"):
+        command.judge(config, Target("test", 24.0, 2), Planner(describe(config)))

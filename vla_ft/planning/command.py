@@ -1,0 +1,125 @@
+"""``vla-ft plan``, and what `vla-ft train` asks before it loads weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from vla_ft.config import RunConfig, load_run_config, recipe_value
+from vla_ft.data.sample import DatasetDescription
+from vla_ft.errors import UserError
+from vla_ft.planning.cards import Target, target_of, visible_target
+from vla_ft.planning.forecast import Forecast, Planner
+from vla_ft.planning.imagined import MOCK, describe, imagine
+from vla_ft.planning.measurement import measure_step
+from vla_ft.planning.search import Plan, plan, setup_of
+from vla_ft.planning.states import GIB
+from vla_ft.training.compatibility import refuse
+
+OWN_WORDS = ("card", "cards", "measure")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``vla-ft plan`` was asked."""
+
+    config: RunConfig
+    card: str | None
+    cards: int | None
+    measure: bool
+    """Also run a real step on this CPU and hold the forecast against it."""
+    output: Path | None
+    """Where plan.json and plan.png go, when a folder was named."""
+    note: str
+    """What the shapes were taken from, when it is not the dataset."""
+
+
+def read_request(words: Sequence[str]) -> Request:
+    """``card=``, ``cards=`` and ``measure=`` are the command's own, all else is a run's configuration.
+
+    Without ``data.path``, or where that folder is not here, shapes are those of the recipe's ``data.mock``.
+    """
+    own = dict(word.split("=", 1) for word in words if word.partition("=")[0] in OWN_WORDS and "=" in word)
+    rest = [word for word in words if word.partition("=")[0] not in OWN_WORDS]
+    given = dict(word.split("=", 1) for word in rest if "=" in word)
+    note = ""
+    if "data.path" not in given and recipe_value(given.get("recipe"), "data.path") is None:
+        rest.append(f"data.path={MOCK}")
+        note = "No data.path: cameras and dimensions are those of data.mock."
+    config = load_run_config(rest)
+    if config.data.path != MOCK and not Path(config.data.path).exists():
+        note = f"{config.data.path} is not here: cameras and dimensions are those of data.mock."
+    if own.get("measure", "false") not in ("true", "false"):
+        raise UserError(f"measure={own['measure']}: expected true or false.")
+    cards = own.get("cards")
+    if cards is not None and not cards.isdigit():
+        raise UserError(f"cards={cards}: expected a number, 1 or more.")
+    output = Path(config.output) if "output" in given else None
+    return Request(config, own.get("card"), int(cards) if cards else None, own.get("measure") == "true", output, note)
+
+
+def make_plan(request: Request) -> Plan:
+    """The plan of a request. Raises UserError for cards that are unknown and models that cannot be built."""
+    return plan(request.config, Planner(_described(request.config)), target_of(request.card, request.cards))
+
+
+def compare_on_cpu(config: RunConfig) -> str:
+    """A forecast for one process on this CPU, and the allocator's own peak over a real step, in a sentence."""
+    description = _described(config)
+    config = dataclasses.replace(config, device="cpu", devices=1)
+    planner = Planner(description, card=False)
+    target = Target("this CPU", psutil.virtual_memory().total / GIB, 1)
+    forecast = planner.forecast(config, setup_of(config, target, planner))
+    measured = measure_step(config, description).peak
+    error = forecast.peak.total / measured - 1
+    return (
+        f"on this CPU: {forecast.peak.total / GIB:.3f} GiB foreseen, {measured / GIB:.3f} GiB allocated by a real step "
+        f"({error:+.2%})"
+    )
+
+
+def check_before_training(config: RunConfig, processes: int) -> tuple[Forecast, Target, str] | None:
+    """The forecast of a run that is about to start on cards; None on the CPU and with ``plan=off``.
+
+    Returns with it a warning, empty when it fits. Raises UserError, with what to say instead, when it cannot fit and
+    ``plan`` is ``refuse``.
+    """
+    if config.plan == "off" or not _on_a_card(config):
+        return None
+    world = max(processes, int(os.environ.get("WORLD_SIZE", "1")))
+    return judge(config, visible_target(world), Planner(_described(config), local=processes if processes > 1 else None))
+
+
+def judge(config: RunConfig, target: Target, planner: Planner) -> tuple[Forecast, Target, str]:
+    """The forecast of ``config`` on ``target`` and a warning, empty when it fits. Raises as above."""
+    setup = setup_of(config, target, planner)
+    refuse(setup)
+    forecast = planner.forecast(config, setup)
+    if forecast.fits(target):
+        return forecast, target, ""
+    message = f"This run {forecast.sentence(target)}."
+    if config.plan == "warn":
+        return forecast, target, message
+    best = plan(config, planner, target).recommended
+    advice = f"Say {best.line}" if best else "No combination of this method fits: take more cards or larger ones"
+    raise UserError(f"{message}\n{advice} (`vla-ft plan` shows the choices), or plan=warn to try it anyway.")
+
+
+def _described(config: RunConfig) -> DatasetDescription:
+    if config.data.path != MOCK and not Path(config.data.path).exists():
+        return imagine(config.data.mock)
+    return describe(config)
+
+
+def _on_a_card(config: RunConfig) -> bool:
+    promised = os.environ.get("VLA_FT_DEVICE") or "auto"
+    if "cpu" in (config.device, promised):
+        return False
+    import torch
+
+    return torch.cuda.is_available()

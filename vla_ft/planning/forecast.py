@@ -1,0 +1,140 @@
+"""The forecast of one setup: its fullest moment on a card, what to leave free, host memory and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from vla_ft.config import RunConfig
+from vla_ft.data.sample import DatasetDescription
+from vla_ft.planning.cards import Target
+from vla_ft.planning.host import HostMemory, checkpoint_bytes, host_memory
+from vla_ft.planning.imagined import collate_one
+from vla_ft.planning.margin import Item, margin
+from vla_ft.planning.overlay import Moments, Peak, moments
+from vla_ft.planning.rehearsal import Build, Compute, Trace, rehearse
+from vla_ft.planning.states import GIB, Bytes, explain, states_of
+from vla_ft.training.compatibility import SHARDED, ZERO, Setup
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a setup holds, and whether a card has room for it."""
+
+    setup: Setup
+    peak: Peak
+    states: Bytes
+    margin: tuple[Item, ...]
+    host: HostMemory
+    checkpoint_bytes: float
+    parameters: tuple[int, int]
+    """Trained and frozen."""
+    activation_checkpointing: bool
+    per_device: int
+
+    @property
+    def needed(self) -> float:
+        """Allocated bytes and the margin."""
+        return self.peak.total + sum(item.bytes for item in self.margin)
+
+    def fits(self, target: Target) -> bool:
+        """Whether a card of ``target`` has that much."""
+        return self.needed <= target.memory_gib * GIB
+
+    def sentence(self, target: Target) -> str:
+        """What is needed where, and why the batch cannot help when it cannot."""
+        allocated, whole = self.peak.total / GIB, self.needed / GIB
+        verdict = "fits" if self.fits(target) else "does not fit"
+        text = (
+            f"{verdict}: {allocated:.2f} GiB allocated at its fullest (in {self.peak.phase}), {whole:.2f} with the "
+            f"margin, on {target.name} with {target.memory_gib:.1f} GiB"
+        )
+        why = explain(self.states, target.memory_gib, self.setup.world_size, self.parameters)
+        return f"{text}. {why}" if why else text
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types; bytes."""
+        return {
+            "setup": dataclasses.asdict(self.setup),
+            "peak": {**dataclasses.asdict(self.peak), "total": self.peak.total},
+            "states": dataclasses.asdict(self.states),
+            "margin": [dataclasses.asdict(item) for item in self.margin],
+            "needed": self.needed,
+            "host": {**dataclasses.asdict(self.host), "peak": self.host.peak},
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "parameters": {"trained": self.parameters[0], "frozen": self.parameters[1]},
+            "activation_checkpointing": self.activation_checkpointing,
+            "per_device": self.per_device,
+        }
+
+
+def compute_of(setup: Setup) -> Compute:
+    """How the forward pass of an engine sees the weights."""
+    if setup.precision == "fp32":
+        return "fp32"
+    cast = setup.engine in (*SHARDED, *ZERO) or setup.precision != "bf16"
+    return "bf16" if cast else "autocast"
+
+
+class Planner:
+    """Forecasts for one run's model and data. Steps that were traced once are not traced again.
+
+    ``card``: follow a card's kernels, or this CPU's. ``build`` makes the model in place of the policy's package.
+    """
+
+    def __init__(
+        self,
+        description: DatasetDescription,
+        *,
+        card: bool = True,
+        build: Build | None = None,
+        local: int | None = None,
+    ) -> None:
+        self.description, self.card, self.local = description, card, local
+        self._build = build
+        self._traces: dict[tuple[Any, ...], Trace] = {}
+
+    @property
+    def traced(self) -> int:
+        """How many steps have been traced."""
+        return len(self._traces)
+
+    def trace(self, config: RunConfig, setup: Setup) -> Trace:
+        """The step of ``config`` as the engine of ``setup`` computes it."""
+        compute = compute_of(setup)
+        frozen_dtype = "fp32" if compute == "fp32" else config.frozen_dtype
+        key = (
+            compute, frozen_dtype, config.activation_checkpointing, config.batch.per_device,
+            min(2, config.batch.accumulation), config.optimizer.kernel, config.freeze, repr(config.lora),
+            repr(config.model),
+            config.ema is not None, config.optimizer.clip_grad_norm is None,
+        )  # fmt: skip
+        if key not in self._traces:
+            self._traces[key] = rehearse(config, self.description, compute=compute, card=self.card, build=self._build)
+        return self._traces[key]
+
+    def moments(self, config: RunConfig, setup: Setup) -> Moments:
+        """The step, moment by moment, on the fullest process."""
+        return moments(self.trace(config, setup), setup, ema=config.ema is not None)
+
+    def forecast(self, config: RunConfig, setup: Setup) -> Forecast:
+        """The forecast of ``config`` as ``setup`` has it."""
+        trace, ema = self.trace(config, setup), config.ema is not None
+        peak = self.moments(config, setup).peak()
+        batch = collate_one(config, self.description)
+        batch_bytes = config.batch.per_device * sum(t.numel() * t.element_size() for t in batch.values())
+        local = min(setup.world_size, self.local or setup.world_size)
+        return Forecast(
+            setup=setup,
+            peak=peak,
+            states=states_of(trace.weights, setup, ema=ema),
+            margin=margin(setup, peak.total) if self.card else (),
+            host=host_memory(
+                trace, setup, ema=ema, local=local, workers=config.data.workers, batch_bytes=batch_bytes, card=self.card
+            ),
+            checkpoint_bytes=checkpoint_bytes(trace, setup, ema=ema),
+            parameters=trace.parameters,
+            activation_checkpointing=config.activation_checkpointing,
+            per_device=config.batch.per_device,
+        )

@@ -1,0 +1,135 @@
+"""A plan as a table, as JSON, and as the words of a refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vla_ft.checkpoints import write_json
+from vla_ft.planning.cards import Target
+from vla_ft.planning.forecast import Forecast
+from vla_ft.planning.search import Option, Plan
+from vla_ft.planning.states import GIB
+
+PLAN = "plan.json"
+"""In a run folder: what was foreseen, and in the end what was measured."""
+KINDS = ("weights", "gradients", "optimizer", "average", "activations", "temporaries", "buffers")
+
+
+def print_plan(console: Console, found: Plan) -> None:
+    """The options with their bytes by kind, then the answer in sentences."""
+    target = found.target
+    table = Table(title=f"Memory of each card, GiB; {target.cards} x {target.name} ({target.memory_gib:g} GiB)")
+    table.add_column("say this", overflow="fold")
+    for name in ("weights", "grads", "optim.", "EMA", "activ.", "temp.", "engine", "margin", "needs", "host", "fits"):
+        table.add_column(name, justify="right")
+    for option in found.options:
+        _add(table, option, target, escape(option.line) or "(as asked)")
+    console.print(table)
+    if found.alternatives:
+        other = Table(title="Other methods: they train something else than what was asked for")
+        for name in ("method", "say this"):
+            other.add_column(name, overflow="fold")
+        for name in ("needs", "fits"):
+            other.add_column(name, justify="right")
+        for option in found.alternatives:
+            fits = "yes" if option.forecast.fits(target) else "no"
+            other.add_row(option.method, escape(option.line), f"{option.forecast.needed / GIB:.1f}", fits)
+        console.print(other)
+    for line in sentences(found):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _add(table: Table, option: Option, target: Target, label: str) -> None:
+    forecast = option.forecast
+    values = [getattr(forecast.peak, kind) for kind in KINDS]
+    values += [forecast.needed - forecast.peak.total, forecast.needed, forecast.host.peak]
+    fits = forecast.fits(target)
+    table.add_row(
+        label, *(f"{value / GIB:.2f}" for value in values), "yes" if fits else "no", style="" if fits else "dim"
+    )
+
+
+def sentences(found: Plan) -> list[str]:
+    """What was asked, what is recommended and how far it goes."""
+    lines = []
+    if found.asked is None:
+        lines.append("As asked, this combination is refused before anything is loaded (see `vla-ft train`).")
+    else:
+        trained, frozen = found.asked.forecast.parameters
+        lines.append(
+            f"{trained:,} trained weights, {frozen:,} frozen. As asked it {found.asked.forecast.sentence(found.target)}"
+        )
+    best = found.recommended
+    if best is None:
+        lines.append("Nothing that keeps the method fits, not even one sample at a time. Take more or larger cards, or "
+                     "one of the other methods above.")  # fmt: skip
+        return lines
+    if best.overrides:
+        change = " It changes the rounding of the weights or moments." if best.changes_maths else " The maths stays."
+        lines.append(f"Recommended: {best.line}.{change}")
+    lines.append(f"Largest batch.per_device that fits with it: {found.largest_batch}.")
+    lines.append(f"Checkpoint on disk: {best.forecast.checkpoint_bytes / GIB:.2f} GiB each.")
+    return lines
+
+
+def plan_as_data(found: Plan) -> dict[str, Any]:
+    """Plain JSON types; bytes."""
+    return {
+        "target": dataclasses.asdict(found.target),
+        "options": [_option(option, found.target) for option in found.options],
+        "alternatives": [_option(option, found.target) for option in found.alternatives],
+        "recommended": found.recommended.line if found.recommended else None,
+        "largest_batch_per_device": found.largest_batch,
+        "sentences": sentences(found),
+        "steps_traced": found.traced,
+    }
+
+
+def _option(option: Option, target: Target) -> dict[str, Any]:
+    return {
+        "overrides": list(option.overrides),
+        "method": option.method or "as asked",
+        "changes_maths": option.changes_maths,
+        "fits": option.forecast.fits(target),
+        **option.forecast.to_json(),
+    }
+
+
+def bars(found: Plan) -> list[tuple[str, dict[str, float], bool]]:
+    """(label, GiB by kind, whether it fits) of each option, for a picture."""
+    rows = []
+    for option in (*found.options, *found.alternatives):
+        forecast = option.forecast
+        parts = {kind: getattr(forecast.peak, kind) / GIB for kind in KINDS}
+        parts["margin"] = (forecast.needed - forecast.peak.total) / GIB
+        label = option.line or "as asked"
+        rows.append((label, parts, forecast.fits(found.target)))
+    return rows
+
+
+def keep_forecast(folder: Path, forecast: Forecast, target: Target) -> None:
+    """Leave a run's forecast in its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / PLAN, {"target": dataclasses.asdict(target), "forecast": forecast.to_json()})
+
+
+def beside_measured(folder: Path, measured: int) -> str:
+    """Add the measured peak, bytes, to a run's forecast; the two in a sentence, or nothing without a forecast."""
+    path = folder / PLAN
+    if not path.is_file():
+        return ""
+    kept = json.loads(path.read_text())
+    foreseen = kept["forecast"]["peak"]["total"]
+    kept["measured"] = {"peak_allocated": measured, "error": foreseen / measured - 1}
+    write_json(path, kept)
+    return (
+        f"memory: {measured / GIB:.2f} GiB allocated at most, {foreseen / GIB:.2f} GiB foreseen "
+        f"({kept['measured']['error']:+.1%})"
+    )

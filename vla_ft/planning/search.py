@@ -1,0 +1,296 @@
+"""Every sensible way to run a recipe on given cards: which fit, which to take, and how large a batch may be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vla_ft.config import LoraConfig, RunConfig
+from vla_ft.planning.cards import Target
+from vla_ft.planning.forecast import Forecast, Planner
+from vla_ft.planning.margin import margin_bytes
+from vla_ft.planning.states import GIB
+from vla_ft.training.compatibility import Setup, refusals
+
+LARGEST_BATCH = 4096
+"""Nobody asks for more samples at once."""
+
+ENGINE_COST = {"single": 0, "ddp": 0, "fsdp2": 2, "hsdp": 2, "zero1": 2, "zero2": 3, "zero3": 5}
+OFFLOAD_COST = {"none": 0, "optimizer": 8, "all": 12}
+CHECKPOINTING_COST = 4
+ROUNDING_COST = {"fp32": 0, "bf16": 1, "bf16_kahan": 3, "bf16_stochastic": 3}
+EIGHT_BIT_COST = 2
+KERNEL_COST = 1
+"""Order of preference, not seconds: a change that costs more work or traffic stands behind one that costs less."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setup, what has to be said to get it, and what it holds."""
+
+    config: RunConfig
+    overrides: tuple[str, ...]
+    changes_maths: bool
+    """Other rounding, moments in other precision, or another method altogether."""
+    cost: int
+    forecast: Forecast
+    method: str = ""
+    """What is trained otherwise, for an alternative; empty for the method that was asked for."""
+
+    @property
+    def line(self) -> str:
+        """The overrides, ready to paste."""
+        return " ".join(self.overrides)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer. Options are in order of preference, the one that was asked for first."""
+
+    target: Target
+    asked: Option | None
+    """None when the compatibility table refuses it."""
+    options: tuple[Option, ...]
+    alternatives: tuple[Option, ...]
+    """Other methods: parts frozen, or adapters."""
+    recommended: Option | None
+    largest_batch: int
+    """Of ``recommended``, per device; 0 without one."""
+    traced: int
+
+
+def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
+    """Forecast the sensible combinations of engine, precision, optimizer, offload and checkpointing on ``target``.
+
+    Combinations that the compatibility table refuses are left out, and those that add a further change to one that
+    fits already. Traces are shared between the rest. Other methods are looked at when the asked one does not fit.
+    """
+    options = _options(config, planner, target)
+    asked = next((option for option in options if not option.overrides), None)
+    fitting = [option for option in options if option.forecast.fits(target)]
+    recommended = asked if asked is not None and asked in fitting else next(iter(fitting), None)
+    alternatives = () if asked in fitting else tuple(_alternatives(config, planner, target))
+    if recommended is None:
+        recommended = _smaller_batch(config, planner, target, options)
+    largest = largest_batch(recommended, planner, target) if recommended else 0
+    return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced)
+
+
+def _options(config: RunConfig, planner: Planner, target: Target) -> list[Option]:
+    """In order of preference."""
+    candidates = {}
+    for changes in _changes(config, target):
+        changed = _apply(config, changes)
+        setup = setup_of(changed, target, planner)
+        key = (setup, changed.activation_checkpointing)
+        if key not in candidates and not refusals(setup):
+            words = _words(config, changed)
+            rank = (_changes_maths(config, changed), _cost(changed, setup) if words else -1)
+            candidates[key] = (rank, words, changed, setup)
+    options: list[Option] = []
+    for (changes_maths, cost), words, changed, setup in sorted(candidates.values(), key=lambda entry: entry[0]):
+        if any(o.overrides and set(o.overrides) < set(words) and o.forecast.fits(target) for o in options):
+            continue
+        if len(words) > 1 and options and not options[0].overrides and options[0].forecast.fits(target):
+            continue
+        forecast = planner.forecast(changed, setup)
+        options.append(Option(changed, words, changes_maths, cost, forecast))
+    return options
+
+
+def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
+    """Fields to replace: first nothing, then every combination."""
+    yield {}
+    engines = ["single", "fsdp2", "zero2"] if target.cards == 1 else ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+    if config.engine == "hsdp":
+        engines.append("hsdp")
+    precisions = [config.precision]
+    if target.bf16:
+        precisions += [p for p in ("bf16", "bf16_kahan", "bf16_stochastic") if p != config.precision]
+    for engine in engines:
+        for precision in precisions:
+            for optimizer in dict.fromkeys((config.optimizer.name, "adamw", "adamw8bit")):
+                for offload in ("none", "optimizer", "all"):
+                    for recompute in (False, True):
+                        yield {
+                            "engine": engine, "precision": precision, "optimizer": optimizer, "offload": offload,
+                            "activation_checkpointing": recompute or config.activation_checkpointing,
+                        }  # fmt: skip
+
+
+def _apply(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    if not changes:
+        return config
+    name = changes.pop("optimizer")
+    # The forecast of an alternative takes the kernel that holds no copies.
+    kernel = (
+        config.optimizer.kernel if name == config.optimizer.name and config.optimizer.kernel != "foreach" else "auto"
+    )
+    if name == "adamw8bit" or changes["precision"] in ("bf16_kahan", "bf16_stochastic"):
+        kernel = "auto"
+    frozen = config.frozen_dtype
+    if changes["precision"] == "fp32":
+        frozen = "fp32"
+    elif changes["engine"].startswith("zero") and (config.freeze or config.lora):
+        frozen = "bf16"
+    return dataclasses.replace(
+        config,
+        **changes,
+        frozen_dtype=frozen,
+        shard_group=config.shard_group if changes["engine"] == "hsdp" else None,
+        optimizer=dataclasses.replace(config.optimizer, name=name, kernel=kernel),
+    )
+
+
+def setup_of(config: RunConfig, target: Target, planner: Planner) -> Setup:
+    """The setup of ``config`` on the target's cards."""
+    local = min(target.cards, planner.local or target.cards)
+    return Setup.of(config, target.cards, local)
+
+
+_FIELDS = ("engine", "precision", "frozen_dtype", "offload", "activation_checkpointing", "shard_group")
+
+
+def _words(asked: RunConfig, changed: RunConfig) -> tuple[str, ...]:
+    """Overrides that lead from one to the other."""
+    words = []
+    for name in _FIELDS:
+        old, new = getattr(asked, name), getattr(changed, name)
+        if old != new and not (name == "engine" and _same_engine(old, new, asked)):
+            words.append(f"{name}={_text(new)}")
+    for name in ("name", "kernel"):
+        if getattr(asked.optimizer, name) != getattr(changed.optimizer, name):
+            words.append(f"optimizer.{name}={getattr(changed.optimizer, name)}")
+    for name in ("per_device", "accumulation"):
+        if getattr(asked.batch, name) != getattr(changed.batch, name):
+            words.append(f"batch.{name}={getattr(changed.batch, name)}")
+    if asked.freeze != changed.freeze:
+        words.append(f"freeze=[{','.join(changed.freeze)}]")
+    for part, lora in changed.lora.items():
+        if part not in asked.lora:
+            words.append(f"lora.{part}.rank={lora.rank}")
+    return tuple(words)
+
+
+def _same_engine(old: str, new: str, config: RunConfig) -> bool:
+    return old == "auto" and new in ("single", "ddp")
+
+
+def _text(value: Any) -> str:
+    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not isinstance(value, str) else value
+
+
+def _changes_maths(asked: RunConfig, changed: RunConfig) -> bool:
+    return (asked.precision, asked.optimizer.name) != (changed.precision, changed.optimizer.name)
+
+
+def _cost(config: RunConfig, setup: Setup) -> int:
+    return (
+        ENGINE_COST[setup.engine]
+        + OFFLOAD_COST[setup.offload]
+        + CHECKPOINTING_COST * config.activation_checkpointing
+        + ROUNDING_COST[setup.precision]
+        + EIGHT_BIT_COST * (setup.optimizer == "adamw8bit")
+        + KERNEL_COST * (setup.kernel == "foreach")
+    )
+
+
+def _alternatives(config: RunConfig, planner: Planner, target: Target) -> Iterator[Option]:
+    """Training less: each named part frozen, or under adapters. They change the method and are never recommended."""
+    trained = _trained_by_part(config, planner, target)
+    for part, count in trained.items():
+        if count == 0 or len([c for c in trained.values() if c]) < 2:
+            continue
+        yield from _alternative(config, planner, target, f"{part} frozen", freeze=(*config.freeze, part))
+    largest = max(trained, key=lambda part: trained[part], default=None)
+    if largest is not None and trained[largest] and not config.lora and _has_linear(planner, largest, config, target):
+        adapters = {largest: LoraConfig()}
+        yield from _alternative(config, planner, target, f"{largest} under LoRA", lora=adapters)
+
+
+def _alternative(config: RunConfig, planner: Planner, target: Target, method: str, **changes: Any) -> Iterator[Option]:
+    """The first of a few ways of one method that fits, or the smallest that does not."""
+    ways: list[dict[str, Any]] = [{}, {"activation_checkpointing": True}]
+    if target.cards > 1:
+        ways = [{}, {"engine": "fsdp2"}, {"engine": "fsdp2", "activation_checkpointing": True}]
+    found: list[Option] = []
+    for way in ways:
+        changed = dataclasses.replace(config, **changes, **way)
+        setup = setup_of(changed, target, planner)
+        if not refusals(setup) and not (found and found[-1].forecast.fits(target)):
+            forecast = planner.forecast(changed, setup)
+            found.append(Option(changed, _words(config, changed), True, _cost(changed, setup), forecast, method))
+    yield from sorted(found, key=lambda option: (not option.forecast.fits(target), option.forecast.needed))[:1]
+
+
+def _trained_by_part(config: RunConfig, planner: Planner, target: Target) -> dict[str, int]:
+    trace = planner.trace(config, setup_of(config, target, planner))
+    counts: dict[str, int] = {}
+    for weight in trace.weights:
+        counts[weight.part] = counts.get(weight.part, 0) + weight.count * weight.trained
+    return counts
+
+
+def _has_linear(planner: Planner, part: str, config: RunConfig, target: Target) -> bool:
+    trace = planner.trace(config, setup_of(config, target, planner))
+    return any(weight.part == part and len(weight.shape) == 2 for weight in trace.weights)
+
+
+def _smaller_batch(config: RunConfig, planner: Planner, target: Target, options: list[Option]) -> Option | None:
+    """Where nothing fits with the batch per device as asked: the same global batch in more, smaller pieces."""
+    for option in options:
+        largest = largest_batch(option, planner, target)
+        whole = option.config.batch.per_device * option.config.batch.accumulation
+        sizes = [size for size in range(min(largest, option.config.batch.per_device), 0, -1) if whole % size == 0]
+        if not sizes:
+            continue
+        batch = dataclasses.replace(option.config.batch, per_device=sizes[0], accumulation=whole // sizes[0])
+        changed = dataclasses.replace(option.config, batch=batch)
+        forecast = planner.forecast(changed, option.forecast.setup)
+        if forecast.fits(target):
+            return dataclasses.replace(
+                option, config=changed, overrides=_words(config, changed), forecast=forecast, cost=option.cost + 1
+            )
+    return None
+
+
+def largest_batch(option: Option, planner: Planner, target: Target) -> int:
+    """The most samples per device that fit, verified by a trace; 0 when not even one does.
+
+    Every allocation of a step is affine in the batch, so two traces give the line of every moment.
+    """
+    first = option.config.batch.per_device
+    second = max(1, first // 2) if first > 1 else 2
+    low, high = sorted((first, second))
+    one, two = (planner.moments(_with_batch(option.config, size), option.forecast.setup) for size in (low, high))
+    room = (target.memory_gib * GIB - margin_bytes(option.forecast.setup, 0)) / _margin_growth(option)
+    size = _solve(one.total, two.total, low, high, room)
+    while size > 0 and not planner.forecast(_with_batch(option.config, size), option.forecast.setup).fits(target):
+        size = min(size - 1, int(size * 0.98))
+    return size
+
+
+def _margin_growth(option: Option) -> float:
+    """Bytes needed for each allocated byte, the part of the margin that grows with it included."""
+    setup = option.forecast.setup
+    return 1 + (margin_bytes(setup, GIB) - margin_bytes(setup, 0)) / GIB
+
+
+def _solve(one: np.ndarray, two: np.ndarray, low: int, high: int, room: float) -> int:
+    if len(one) != len(two):  # other kernels at another size: the peaks alone
+        one, two = np.array([one.max()]), np.array([two.max()])
+    slope = (two - one) / (high - low)
+    start = one - slope * low
+    if (start > room).any():
+        return 0
+    growing = slope > 0
+    limit = ((room - start[growing]) / slope[growing]).min() if growing.any() else float(LARGEST_BATCH)
+    return int(min(LARGEST_BATCH, max(0, np.floor(limit))))
+
+
+def _with_batch(config: RunConfig, size: int) -> RunConfig:
+    return dataclasses.replace(config, batch=dataclasses.replace(config.batch, per_device=size))
