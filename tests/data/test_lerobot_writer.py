@@ -20,7 +20,7 @@ from lerobot_sets import KEYS, KINDS, LENGTHS, arrays_of, describe, instruction_
 from vla_ft.data.formats.lerobot import LeRobotReader
 from vla_ft.data.formats.lerobot_writer import LeRobotWriter
 from vla_ft.data.formats.registry import open_dataset
-from vla_ft.data.formats.video_encoding import choose_encoder
+from vla_ft.data.formats.video_encoding import VideoEncoder, choose_encoder
 from vla_ft.errors import UserError
 
 kinds = pytest.mark.parametrize(("version", "images"), KINDS)
@@ -223,3 +223,13 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
             writer.add(steps_of(0, 5, describe()), "x")
     writer.add(steps_of(0, 5, describe()), "x")
     assert writer.done == 1
+
+
+def test_encoding_leaves_the_priority_of_this_process_alone(tmp_path: Path) -> None:
+    """SVT-AV1 gives itself and its caller real-time priority where it may, as root may; children would inherit it."""
+    with VideoEncoder(tmp_path / "a.mp4", 10, (64, 64), choose_encoder()) as encoder:
+        for _ in range(3):
+            encoder.add(np.zeros((64, 64, 3), np.uint8))
+        threads = [int(name) for name in os.listdir("/proc/self/task")]
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.sched_getscheduler(os.getppid())}
+    assert os.sched_getscheduler(0) == os.sched_getscheduler(os.getppid())
