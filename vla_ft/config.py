@@ -235,6 +235,10 @@ class InitConfig:
     """A file or folder, or the name of weights that ``vla-ft fetch`` brought."""
     layout: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.path is None and self.layout != "auto":
+            raise UserError(f"init.layout={self.layout} describes a file, and init.path names none. Give init.path=...")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:

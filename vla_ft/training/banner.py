@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -14,6 +15,7 @@ from vla_ft.data.order import MixtureOrder
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
 from vla_ft.training.engines.pieces import QUANTIZATION_BLOCK
+from vla_ft.training.resume import NOT_EXACT
 from vla_ft.training.rounding import SMALLEST
 
 _PRECISIONS = {
@@ -24,32 +26,35 @@ _PRECISIONS = {
 }
 
 
-def print_banner(console: Console, run: Run, engine: Engine, resumed: str) -> None:
+def print_banner(console: Console, run: Run, engine: Engine, start: Sequence[str]) -> None:
     """Print what will be trained on what, and how."""
     table = Table(title=f"vla-ft train · {run.state.config.policy}", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    job = _job(run, engine, resumed)
+    job = _job(run, engine, start)
     method = _method(run, engine) | _memory(run, engine)
     for name, value in (job | _data(run) | method | _cadence(run) | _model(run) | _parameters(run, engine)).items():
         table.add_row(name, value)
     console.print(table)
 
 
-def _job(run: Run, engine: Engine, resumed: str) -> dict[str, str]:
+def _job(run: Run, engine: Engine, start: Sequence[str]) -> dict[str, str]:
     config = run.state.config
     return {
         "recipe": config.recipe,
         "output": config.output,
-        "start": resumed,
+        "start": "; ".join(start),
         "weights": run.weights,
         "device": f"{engine.device.type}, {engine.world_size} process(es), {torch.get_num_threads()} threads",
         "engine": engine.describe(),
-        "resume": _exactness(run, engine),
+        "resume": _exactness(run, engine, start),
     }
 
 
-def _exactness(run: Run, engine: Engine) -> str:
+def _exactness(run: Run, engine: Engine, notes: Sequence[str]) -> str:
+    """What a later resume promises; where this one continues otherwise, ``start`` says how."""
+    if any(NOT_EXACT in note for note in notes):
+        return "from here on " + _exactness(run, engine, ())
     if engine.device.type == "cpu":
         return "bit-exact on this CPU with the same number of processes and threads"
     if run.state.config.deterministic:

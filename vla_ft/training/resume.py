@@ -31,6 +31,7 @@ _MAY_CHANGE = (
     "frozen_features",
 )
 _OPTIMIZER_MAY_CHANGE = ("kernel",)
+NOT_EXACT = "not bit-exact"
 _NOT_EXACT = ("engine", "shard_group", "offload", "compile", "optimizer.kernel")
 """Changes of how, not what: the mathematics stays, the order of its sums does not."""
 _DATA_MAY_CHANGE = ("path", "workers")
@@ -76,8 +77,10 @@ def _named(path: Path, store: CheckpointStore) -> Path:
     return path
 
 
-def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size: int) -> list[str]:
+def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size: int, device: str) -> list[str]:
     """Compare a checkpoint with the run that wants to continue it. Returns what changed harmlessly, in words.
+
+    ``device`` is the kind that the run has (``cpu``, ``cuda``). Notes say ``NOT_EXACT`` where the bits will differ.
 
     Raises UserError when model, data, optimizer or global batch differ: continuing would be another experiment.
     """
@@ -85,12 +88,19 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
     saved = run_config_from_dict(json.loads((path / CONFIGURATION).read_text())).to_dict()
     then, now = _flatten(saved), _flatten(config.to_dict())
     changed = {key for key in then.keys() | now.keys() if then.get(key) != now.get(key)}
-    kept_world = json.loads((path / "trainer.json").read_text())["world_size"]
+    facts = json.loads((path / "trainer.json").read_text())
+    kept_world, kept_device = facts["world_size"], facts.get("device", device)
     global_then = saved["batch"]["per_device"] * saved["batch"]["accumulation"] * kept_world
     global_now = config.batch.per_device * config.batch.accumulation * world_size
     notes = []
     if kept_world != world_size:
-        notes.append(f"{world_size} processes instead of {kept_world}: same samples, other model noise, not bit-exact")
+        drawn = "model noise and rounding" if config.precision == "bf16_stochastic" else "model noise"
+        notes.append(f"{world_size} processes instead of {kept_world}: same samples, other {drawn}, {NOT_EXACT}")
+    if kept_device != device:
+        notes.append(f"on {device} instead of {kept_device}: other kernels and generators, {NOT_EXACT}")
+    if global_then == global_now and saved["batch"] != config.to_dict()["batch"] and kept_world == world_size:
+        shape = "per_device {per_device} x accumulation {accumulation}".format(**saved["batch"])
+        notes.append(f"the same global batch was cut as {shape}: noise is drawn and means are taken so, {NOT_EXACT}")
     if global_then == global_now:
         changed = {key for key in changed if not key.startswith("batch.")}
     elif not any(key.startswith("batch.") for key in changed):
@@ -99,7 +109,9 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
     inexact = sorted(key for key in changed if key in _NOT_EXACT)
     if inexact:
         shown = ", ".join(f"{key} {then.get(key)} -> {now.get(key)}" for key in inexact)
-        notes.append(f"{shown}: the same mathematics summed in another order, not bit-exact")
+        # FSDP2 and ZeRO compute with every weight in bfloat16; autocast leaves norms and embeddings in float32.
+        how = "summed in another order" if config.precision == "fp32" else "rounded and summed otherwise"
+        notes.append(f"{shown}: the same formulas, {how}, {NOT_EXACT}")
     if "steps" in changed:
         notes.append(f"steps {then['steps']} -> {now['steps']}" + _schedule_note(config))
     serious = sorted(key for key in changed if not _harmless(key))

@@ -81,12 +81,18 @@ def save_checkpoint(store: CheckpointStore, state: TrainingState, engine: Engine
                 part()
         except UserError as mistake:
             error = str(mistake)
-        engine.agree(error)
+        try:
+            engine.agree(error)
+        except UserError:
+            if engine.is_main:  # also when the disk failed another process
+                store.sweep()
+            raise
 
 
 def _write_facts(folder: Path, state: TrainingState, engine: Engine) -> None:
     write_json(folder / _TRAINER, {
         "step": state.step, "position": state.position, "world_size": engine.world_size, "engine": engine.name,
+        "device": engine.device.type,
     })  # fmt: skip
     write_json(folder / CONFIGURATION, state.config.to_dict())
     write_json(folder / DESCRIPTION, state.description.to_json())

@@ -16,6 +16,7 @@ from vla_ft.errors import UserError
 from vla_ft.training.assembly import Run, assemble, held_out_loader, training_batches
 from vla_ft.training.banner import print_banner
 from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_writer
+from vla_ft.training.collective import on_all, on_main
 from vla_ft.training.engines import Engine, build_engine
 from vla_ft.training.environment_record import environment_record
 from vla_ft.training.progress import ProgressLine, memory_gib
@@ -48,18 +49,20 @@ def train(config: RunConfig, console: Console | None = None) -> Report:
     with ExitStack() as stack:
         stack.callback(engine.close)
         _hold_folder(Path(config.output), engine, stack)
-        start = find_start(config, store)
+        # One process decides, and hashes: the others' view of the disk may be older.
+        start = on_main(engine, lambda: find_start(config, store))
         run = assemble(config, engine, start, console.print)
         notes: list[str] = []
         generators: dict[str, Any] = {}
         if start is not None:
-            notes = refuse_other_run(start, config, run.state.statistics.source_hash, engine.world_size)
+            source, place = run.state.statistics.source_hash, engine.device.type
+            notes = on_all(engine, lambda: refuse_other_run(start, config, source, engine.world_size, place))
             generators, inexact = load_checkpoint(start, run.state, engine)
             notes += inexact
         if engine.is_main:
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
-            print_banner(console, run, engine, "; ".join([_beginning(run, start), *notes]))
+            print_banner(console, run, engine, [_beginning(run, start), *notes])
         return _loop(run, store, generators, engine, console)
 
 
@@ -72,6 +75,18 @@ def _hold_folder(folder: Path, engine: Engine, stack: ExitStack) -> None:
         except UserError as mistake:
             error = str(mistake)
     engine.agree(error)
+    # Each process writes its own part of a checkpoint here.
+    seen = engine.gather(folder.is_dir())
+    on_main(engine, lambda: _refuse_unseen(folder, seen))
+
+
+def _refuse_unseen(folder: Path, seen: list[bool]) -> None:
+    """Raise UserError when a process does not see the run folder that the main one has just made."""
+    if not all(seen):
+        raise UserError(
+            f"Process {seen.index(False)} of {len(seen)} does not see {folder}. Processes on several machines share "
+            "the run folder: set output= to a disk that all of them see."
+        )
 
 
 def _record(run: Run, engine: Engine) -> None:
