@@ -78,7 +78,9 @@ def _train(arguments: Sequence[str]) -> int:
         numbers = ", ".join(
             f"{k.split('/')[1]} {v:.4f}" for k, v in report.metrics.items() if k.startswith("validation/")
         )
-        print(f"{end} step {report.step}{f'; held out: {numbers}' if numbers else ''}; run folder {report.folder}")
+        damaged = f"; {report.damaged} damaged episodes left out (data.json)" if report.damaged else ""
+        held_out = f"; held out: {numbers}" if numbers else ""
+        print(f"{end} step {report.step}{held_out}{damaged}; run folder {report.folder}")
     return EXIT_INTERRUPTED if report.interrupted else 0
 
 
