@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "deployment": {"config", "data", "policies"},
     "reporting": set(),
     "simulation": {"data"},
+    "inspection": {"config", "data", "policies"},
 }
 
 

@@ -346,6 +346,11 @@ def load_run_config(arguments: Sequence[str]) -> RunConfig:
     return run_config_from_dict(values)
 
 
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """A recipe's values as they are written, by name or path. Raises UserError."""
+    return _to_plain(_read_recipe(recipe))
+
+
 def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
     """Check plain nested values, such as those stored with a checkpoint. Raises UserError."""
     values = dict(values)

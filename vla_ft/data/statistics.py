@@ -258,6 +258,6 @@ def refuse_non_finite(
         step, dimension = (int(x) for x in bad[0])
         raise UserError(
             f"{reader.name_of(episode)}: {key} '{names[dimension]}' at step {step} is {values[step, dimension]}, "
-            f"expected a finite number ({len(bad)} such values in this episode). Remove or repair the episode, or leave "
-            "damaged ones out with data.on_damage=skip; `vla-ft data check` finds them all."
+            f"expected a finite number ({len(bad)} such values in this episode). Remove or repair the episode, or "
+            "leave damaged ones out with data.on_damage=skip; `vla-ft data check` finds them all."
         )

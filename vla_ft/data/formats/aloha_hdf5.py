@@ -108,7 +108,7 @@ class AlohaHdf5Reader(EpisodeReader):
         return self._instructions.get(episode, "")
 
     def times(self, episode: int) -> np.ndarray | None:
-        """See ``EpisodeReader.times``: a dataset of one number a step, named as recorders name it, where there is one."""
+        """See ``EpisodeReader.times``: a dataset of one number a step under a name that recorders use."""
         if episode in self.damage:
             return None
         file, length = self._files.get(self.paths[episode]), int(self.lengths[episode])

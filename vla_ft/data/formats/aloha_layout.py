@@ -145,8 +145,8 @@ def sound_headers(
         odd = next((what for what, value in usual if kind[what] != value), None)
         if odd is not None:
             damage[place] = (
-                f"{paths[place]} has {odd} {kind[odd]}, but {many} of the {len(paths)} episodes have {dict(usual)[odd]}. "
-                "Move it out of the set."
+                f"{paths[place]} has {odd} {kind[odd]}, but {many} of the {len(paths)} episodes have "
+                f"{dict(usual)[odd]}. Move it out of the set."
             )
             del headers[place]
     return headers, damage, expected

@@ -44,8 +44,8 @@ def open_dataset(
     """Open a dataset for reading; ``auto`` recognises its format by what lies there.
 
     ``options`` are the reader's own keyword arguments. ``tolerant``: damage of single episodes is told when they are
-    read, in formats that would refuse the whole set for it. Raises UserError for a path that is missing, a format that is
-    unknown or cannot be read, an unknown option or camera, and whatever the reader finds wrong.
+    read, in formats that would refuse the whole set for it. Raises UserError for a path that is missing, a format that
+    is unknown or cannot be read, an unknown option or camera, and whatever the reader finds wrong.
     """
     location = Path(path)
     name = format_of(location, format)
