@@ -19,9 +19,9 @@ USAGE = """vla-ft COMMAND [key=value ...]
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
   mock      output=DIR key=value ...      write a small mock dataset
-  data inspect PATH key=value ...         what a dataset holds: tables, a contact sheet, plots over time
-  data check   PATH [on_damage=skip] ...  all that is wrong with it, by episode, step and field
-  recipe from-data PATH policy=act ...    write a complete recipe for a dataset, and say what could not be known
+  data      inspect PATH key=value ...         what a dataset holds: tables, a contact sheet, plots over time
+            check PATH [on_damage=skip] ...    all that is wrong with it, by episode, step and field
+  recipe    from-data PATH policy=act ...      a complete recipe for a dataset, and what could not be known
   recipes                                 list recipes; `recipes NAME` prints one
   selftest                                prove this environment: versions, CUDA, architectures, backends, policies
 
@@ -169,7 +169,8 @@ def _verb(command: str, verbs: dict[str, Callable[[Sequence[str]], int]], argume
     """Run one verb of a command that has several."""
     verb = arguments[0] if arguments else ""
     if verb not in verbs:
-        raise UserError(f"vla-ft {command} knows {', '.join(verbs)}; it was given '{verb}'.{nearest(verb, verbs)}")
+        seen = f"Unknown verb '{verb}'.{nearest(verb, verbs)}" if verb else f"vla-ft {command} needs a verb."
+        raise UserError(f"{seen} It has: {', '.join(verbs)}; see `vla-ft --help`.")
     return verbs[verb](arguments[1:])
 
 

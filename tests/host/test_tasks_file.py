@@ -31,11 +31,13 @@ def test_every_task_has_a_line_of_help():
     names = (
         "base",
         "build",
+        "data",
         "doctor",
         "fetch",
         "lock",
         "logs",
         "matrix",
+        "recipe",
         "record",
         "shell",
         "smoke",

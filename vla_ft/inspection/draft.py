@@ -127,10 +127,13 @@ def _values(
     copied = {key: value for key, value in base.items() if key not in _NOT_COPIED}
     published = int((copied.get("batch") or {}).get("per_device", 8))
     copied["batch"] = {**(copied.get("batch") or {}), "per_device": max(1, min(published, windows))}
-    data = _given(config.data) | {"path": os.path.abspath(os.path.expanduser(config.data.path))}
+    data = _given(config.data)
+    if Path(config.data.path).exists():  # anything else is a name, not a place
+        data["path"] = os.path.abspath(config.data.path)
     data.setdefault("cameras", list(reader.description.cameras))
     if config.data.mix is None:
-        data["format"] = format_of(Path(config.data.path), config.data.format)
+        if Path(config.data.path).exists():
+            data["format"] = format_of(Path(config.data.path), config.data.format)
         if "fps" in reader.assumed:
             data["fps"] = reader.description.fps
     data["validation_fraction"] = config.data.validation_fraction
@@ -141,7 +144,7 @@ def _values(
 def _given(data: DataConfig) -> dict[str, Any]:
     """What differs from a configuration without words: what the user said."""
     usual = dataclasses.asdict(DataConfig(path=data.path))
-    return {key: value for key, value in dataclasses.asdict(data).items() if value != usual[key]}
+    return {key: value for key, value in dataclasses.asdict(data).items() if key == "path" or value != usual[key]}
 
 
 def _publish(
