@@ -66,7 +66,7 @@ def _remarks(about: DatasetDescription, values: Mapping[str, Any]) -> dict[str, 
         "model.chunk_size": f"{chunk / about.fps:.3g} s" if chunk and about.fps else "the rates differ",
         "model.image_size": f"recorded: {sizes}; null keeps that",
         "data.validation_fraction": "of the episodes",
-        "batch": "a guess: lower per_device where memory runs out, and raise accumulation by as much",
+        "batch.per_device": "a guess: lower it where memory runs out, and raise accumulation by as much",
         "steps": "a guess: the published length",
     }
 

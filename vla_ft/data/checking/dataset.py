@@ -143,7 +143,7 @@ def _jumps(
     for movement, episode in zip(moved, numbers, strict=True):
         odd = (movement.largest > _JUMP * np.maximum(usual, 1e-9)) & (movement.largest > _JUMP_RANGE * span) & ~gripper
         odd &= (span >= CONSTANT_STD) & (usual > 0)
-        for dimension in np.flatnonzero(odd):
+        for dimension in np.flatnonzero(odd).tolist():
             times = movement.largest[dimension] / usual[dimension]
             values = f"{movement.before[dimension]:.4g} to {movement.after[dimension]:.4g}"
             what = f"is {movement.after[dimension]:.4g}" if delta else f"jumps from {values}"

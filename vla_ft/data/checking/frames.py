@@ -80,7 +80,7 @@ class _Seen:
 
     def add(self, step: int, frame: np.ndarray) -> None:
         self.steps.append(step)
-        self.sums.append(zlib.crc32(np.ascontiguousarray(frame)))
+        self.sums.append(zlib.crc32(np.ascontiguousarray(frame).data))
         if frame[::4, ::4].mean() < _DARK and frame.mean() < _DARK and frame.std() < _DARK:
             self.dark.append(step)
 
