@@ -27,12 +27,16 @@ USAGE = """vla-ft COMMAND [key=value ...]
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
   mock      output=DIR key=value ...      write a small mock dataset
+  data      inspect PATH key=value ...         what a dataset holds: tables, a contact sheet, plots over time
+            check PATH [on_damage=skip] ...    all that is wrong with it, by episode, step and field
+  recipe    from-data PATH policy=act ...      a complete recipe for a dataset, and what could not be known
   recipes                                 list recipes; `recipes NAME` prints one
   selftest                                prove this environment: versions, CUDA, architectures, backends, policies
 
 Keys are those of the recipe files (vla_ft/recipes), such as steps=1000, data.path=/data/demos, batch.per_device=4.
-Exit codes: 0 done, 1 tried and fell short (a smoke run that did not learn, attempts that ran out, nothing fits), 2 a
-mistake that you can mend, 75 stopped by a signal after a checkpoint (run again to continue)."""
+Exit codes: 0 done, 1 tried and fell short (a smoke run that did not learn, attempts that ran out, nothing fits, a check
+that found something wrong), 2 a mistake that you can mend, 75 stopped by a signal after a checkpoint (run again to
+continue)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,11 +91,10 @@ def _train(arguments: Sequence[str]) -> int:
         numbers = ", ".join(
             f"{k.split('/')[1]} {v:.4f}" for k, v in report.metrics.items() if k.startswith("validation/")
         )
-        memory = _memory(report.folder)
-        print(
-            f"{end} step {report.step}{f'; held out: {numbers}' if numbers else ''}"
-            f"{f'; {memory}' if memory else ''}; run folder {report.folder}"
-        )
+        said = [f"held out: {numbers}"] if numbers else []
+        said += [f"{report.damaged} damaged episodes left out (data.json)"] if report.damaged else []
+        said += [memory] if (memory := _memory(report.folder)) else []
+        print("; ".join([f"{end} step {report.step}", *said, f"run folder {report.folder}"]))
     return EXIT_INTERRUPTED if report.interrupted else 0
 
 
@@ -223,6 +226,71 @@ def _mock(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _data(arguments: Sequence[str]) -> int:
+    return _verb("data", DATA_VERBS, arguments)
+
+
+def _verb(command: str, verbs: dict[str, Callable[[Sequence[str]], int]], arguments: Sequence[str]) -> int:
+    """Run one verb of a command that has several."""
+    verb = arguments[0] if arguments else ""
+    if verb not in verbs:
+        seen = f"Unknown verb '{verb}'.{nearest(verb, verbs)}" if verb else f"vla-ft {command} needs a verb."
+        raise UserError(f"{seen} It has: {', '.join(verbs)}; see `vla-ft --help`.")
+    return verbs[verb](arguments[1:])
+
+
+def _data_inspect(arguments: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from vla_ft.config import from_arguments
+    from vla_ft.inspection.overview import InspectConfig, inspect
+    from vla_ft.inspection.pictures import contact_sheets, plots
+    from vla_ft.inspection.tables import print_inspection
+    from vla_ft.inspection.words import path_first
+    from vla_ft.reporting.dataset_pictures import draw_contact_sheet, draw_tracks
+
+    command = "vla-ft data inspect"
+    config = from_arguments(InspectConfig, path_first(arguments, command), command)
+    inspection = inspect(config)
+    print_inspection(Console(width=None if sys.stdout.isatty() else 120), inspection)
+    drawn = [draw_tracks(*plot) for plot in plots(inspection, config)]
+    drawn += [draw_contact_sheet(*sheet) for sheet in contact_sheets(inspection, config)]
+    print("\n".join(str(path) for path in drawn))
+    return 0
+
+
+def _data_check(arguments: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from vla_ft.config import from_arguments
+    from vla_ft.inspection.check import CheckConfig, check
+    from vla_ft.inspection.tables import print_report
+    from vla_ft.inspection.words import path_first
+
+    command = "vla-ft data check"
+    report = check(from_arguments(CheckConfig, path_first(arguments, command), command))
+    print_report(Console(width=None if sys.stdout.isatty() else 120), report)
+    return 1 if report.of("error") else 0
+
+
+def _recipe(arguments: Sequence[str]) -> int:
+    return _verb("recipe", RECIPE_VERBS, arguments)
+
+
+def _recipe_from_data(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.inspection.draft import DraftConfig, draft
+    from vla_ft.inspection.words import path_first
+
+    command = "vla-ft recipe from-data"
+    drafted = draft(from_arguments(DraftConfig, path_first(arguments, command), command))
+    if drafted.notes:
+        print("Not known from the files:")
+        print("\n".join(f"  - {note}" for note in drafted.notes))
+    print(f"{drafted.path} is written: vla-ft train recipe={drafted.path}")
+    return 0
+
+
 def _recipes(arguments: Sequence[str]) -> int:
     from vla_ft.config import RECIPES, recipe_names
     from vla_ft.errors import unknown
@@ -241,6 +309,8 @@ def _selftest(arguments: Sequence[str]) -> int:
     return selftest(list(arguments))
 
 
+DATA_VERBS: dict[str, Callable[[Sequence[str]], int]] = {"inspect": _data_inspect, "check": _data_check}
+RECIPE_VERBS: dict[str, Callable[[Sequence[str]], int]] = {"from-data": _recipe_from_data}
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "plan": _plan,
@@ -250,6 +320,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fetch": _fetch,
     "record": _record,
     "mock": _mock,
+    "data": _data,
+    "recipe": _recipe,
     "recipes": _recipes,
     "selftest": _selftest,
 }

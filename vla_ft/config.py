@@ -90,6 +90,9 @@ class DataConfig:
     """What an action is, for formats that do not record it; for the record, nothing is converted."""
     action_mode: Literal["absolute", "delta"] | None = None
     """Whether actions are targets or changes, for formats that do not record it."""
+    on_damage: Literal["error", "skip"] = "error"
+    """An episode whose numbers cannot be read or are not finite ends the run, or is left out, with a count. Which are,
+    is found before the run by reading all numbers; an image that cannot be read is an error either way."""
     validation_fraction: Fraction = 0.1
     """Share of the *episodes* held out. 0 trains on everything."""
     workers: NotNegative = 2
@@ -101,7 +104,8 @@ class DataConfig:
             "fps", "sim", "instruction", "jpeg_channels", "split", "action", "proprio", "action_kind", "action_mode",
         )  # fmt: skip
         options = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
+        return given | ({"tolerant": True} if self.on_damage == "skip" else {})
 
     @property
     def augmented(self) -> bool:
@@ -114,7 +118,7 @@ class DataConfig:
         return isinstance(self.mix, str) if self.drop_unlabeled is None else self.drop_unlabeled
 
     def open(self, path: str) -> EpisodeReader:
-        """The reader of everything that is trained on. Raises UserError."""
+        """The reader of all the data, of damaged episodes too (see ``on_damage``). Raises UserError."""
         options = self.reader_options()
         if self.mix is None:
             reader = open_dataset(path, format=self.format, cameras=self.cameras, **options)
@@ -355,6 +359,11 @@ def load_run_config(arguments: Sequence[str]) -> RunConfig:
 def recipe_value(recipe: str | None, key: str) -> Any:
     """What a recipe says for a dotted key; None when it says nothing. Raises UserError for an unknown recipe."""
     return OmegaConf.select(_read_recipe(recipe or DEFAULT_RECIPE), key)
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """A recipe's values as they are written, by name or path. Raises UserError."""
+    return _to_plain(_read_recipe(recipe))
 
 
 def run_config_from_dict(values: dict[str, Any]) -> RunConfig:

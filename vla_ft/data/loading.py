@@ -98,7 +98,7 @@ class WindowDataset(Dataset[Sample]):
             samples = [self.finish(self._read(*place), number) for number, place in zip(numbers, places, strict=True)]
             return Fetched(samples, self.features.read(places) if self.features is not None else {})
         except UserError as error:
-            return Failure(str(error))
+            return Failure(f"{error} `vla-ft data check` lists all damage of a dataset.")
 
     def _read(self, episode: int, step: int) -> Sample:
         try:

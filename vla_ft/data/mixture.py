@@ -31,7 +31,9 @@ class MixtureReader(EpisodeReader):
     """
 
     def __init__(self, parts: Mapping[str, EpisodeReader], weights: Mapping[str, float], name: str = "mixture") -> None:
-        self.parts: dict[str, EpisodeReader] = {key: NamedReader(part, key) for key, part in parts.items()}
+        self.parts: dict[str, EpisodeReader] = {
+            key: part if part.description.name == key else NamedReader(part, key) for key, part in parts.items()
+        }
         self.weights = {key: float(weights[key]) for key in self.parts}
         self.lengths = np.concatenate([np.asarray(p.lengths, dtype=np.int64) for p in self.parts.values()])
         self.starts = np.cumsum([0, *(len(p.lengths) for p in self.parts.values())])

@@ -204,7 +204,7 @@ def compute_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarr
     for episode in episodes:
         values = reader.read(int(episode), np.arange(reader.lengths[episode]), FEATURES)
         for key in FEATURES:
-            _refuse_non_finite(reader, int(episode), key, values[key], names[key])
+            refuse_non_finite(reader, int(episode), key, values[key], names[key])
             summaries[key].add(values[key])
     if not summaries["action"].moments.count:
         raise UserError(
@@ -221,7 +221,7 @@ def check_finite(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray) ->
         names = {"action": part.description.action_names, "proprio": part.description.proprio_names}
         values = part.read(number, np.arange(part.lengths[number]), FEATURES)
         for key in FEATURES:
-            _refuse_non_finite(part, number, key, values[key], names[key])
+            refuse_non_finite(part, number, key, values[key], names[key])
 
 
 class _Summary:
@@ -249,13 +249,15 @@ class _Summary:
         return FeatureStatistics(**arrays, count=moments.count, names=self.names)
 
 
-def _refuse_non_finite(
+def refuse_non_finite(
     reader: EpisodeReader, episode: int, key: str, values: np.ndarray, names: tuple[str, ...]
 ) -> None:
+    """Raise UserError when ``values`` [steps, D] of an episode hold NaN or Inf, naming where the first is."""
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         step, dimension = (int(x) for x in bad[0])
         raise UserError(
             f"{reader.name_of(episode)}: {key} '{names[dimension]}' at step {step} is {values[step, dimension]}, "
-            f"expected a finite number ({len(bad)} such values in this episode). Remove or repair the episode."
+            f"expected a finite number ({len(bad)} such values in this episode). Remove or repair the episode, or "
+            "leave damaged ones out with data.on_damage=skip; `vla-ft data check` finds them all."
         )

@@ -19,14 +19,23 @@ class WrappedReader(EpisodeReader):
     def __init__(self, inner: EpisodeReader) -> None:
         self.inner = inner
         self.description, self.lengths, self.action_offset = inner.description, inner.lengths, inner.action_offset
+        self.assumed = inner.assumed
 
     def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See ``EpisodeReader.read``."""
         return self.inner.read(episode, steps, keys)
 
+    def times(self, episode: int) -> np.ndarray | None:
+        """See ``EpisodeReader.times``."""
+        return self.inner.times(episode)
+
     def instruction(self, episode: int) -> str:
         """See ``EpisodeReader.instruction``."""
         return self.inner.instruction(episode)
+
+    def instruction_at(self, episode: int, step: int) -> str:
+        """See ``EpisodeReader.instruction_at``."""
+        return self.inner.instruction_at(episode, step)
 
     def fingerprint(self) -> str:
         """See ``EpisodeReader.fingerprint``."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import ConfigDict, Field
 
+from vla_ft.data.damaged import find_damaged, without_damaged
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.loading import evenly_spaced
 from vla_ft.data.mixture import split_parts
@@ -47,6 +48,8 @@ def evaluate(config: EvaluationConfig) -> str:
         raise UserError(f"output={config.output} cannot be written: its folder does not exist. Make it first.")
     predictor = Predictor.load(Path(config.checkpoint), config.device, config.dataset)
     reader = predictor.config.data.open_one(config.data, config.dataset)
+    if predictor.config.data.on_damage == "skip":  # as the run did
+        reader = without_damaged(reader, find_damaged(reader))
     _refuse_other_robot(predictor, reader)
     held_out = config.episodes == "held_out"
     episodes = _held_out(predictor, reader) if held_out else np.arange(len(reader.lengths))

@@ -103,6 +103,7 @@ def imagined_run(config: RunConfig, description: DatasetDescription, engine: Eng
         processor=nothing,
         split=nothing,
         dropped=nothing,
+        damaged=nothing,
         places=nothing,
         training_windows=nothing,
         validation_windows=nothing,

@@ -12,6 +12,7 @@ import torch
 from vla_ft.checkpoints import STATISTICS
 from vla_ft.config import RunConfig
 from vla_ft.data.augmentation import find_augmentation
+from vla_ft.data.damaged import Damaged, find_damaged, without_damaged
 from vla_ft.data.feature_store import CachedFeatures
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.loading import Loader, build_loader, build_validation_loader
@@ -45,6 +46,7 @@ class Run:
     processor: Processor
     split: EpisodeSplit
     dropped: Dropped
+    damaged: Damaged
     places: TrainingPlaces
     """Where each global position lies; its length is that of an epoch."""
     training_windows: WindowIndex
@@ -69,6 +71,11 @@ def assemble(
     published = str(resolve(config.init.path)) if start is None and config.init.path is not None else None
     reader, path = _open(config, engine)
     data = config.data
+    damaged = Damaged()
+    if data.on_damage == "skip":  # one process looks: all must leave out the same
+        whole = reader
+        damaged = on_main(engine, lambda: find_damaged(whole))
+        reader = without_damaged(whole, damaged)
     # One process looks for instructions; the others get what it found.
     split, dropped = on_main(
         engine,
@@ -88,6 +95,7 @@ def assemble(
         statistics=statistics,
         ema=Ema({name: engine.weights[name] for name in engine.trained}, config.ema) if config.ema else None,
         left_out=cached.left_out,
+        damaged=damaged.numbers,
     )
     places = _places(config, reader, split)
     return Run(
@@ -96,6 +104,7 @@ def assemble(
         processor=cached.processor,
         split=split,
         dropped=dropped,
+        damaged=damaged,
         places=places,
         training_windows=places.index,
         validation_windows=WindowIndex(reader.lengths, split.validation),

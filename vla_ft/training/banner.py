@@ -76,6 +76,7 @@ def _data(run: Run) -> dict[str, str]:
         **_mix(run),
         "episodes": f"{len(run.split.training)} training, {len(run.split.validation)} held out "
         f"(seed {run.state.config.seed})" + (f"; {run.dropped}" if data.drops_unlabeled else ""),
+        "damaged": _damaged(run),
         "windows": f"{len(run.training_windows):,} training, {len(run.validation_windows):,} held out",
         "cameras": cameras or "none",
         "action": f"{about.action_dim} dimensions, {about.action_kind}, {about.action_mode}",
@@ -84,6 +85,12 @@ def _data(run: Run) -> dict[str, str]:
         "augmentation": describe(data.augmentation),
         "workers": f"{data.workers} per process",
     }
+
+
+def _damaged(run: Run) -> str:
+    if run.state.config.data.on_damage == "error":
+        return "an error (data.on_damage)"
+    return f"{run.damaged}" + ("; reasons in data.json" if run.damaged.episodes else "")
 
 
 def _mix(run: Run) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ _OPTIMIZER_MAY_CHANGE = ("kernel",)
 NOT_EXACT = "not bit-exact"
 _NOT_EXACT = ("engine", "shard_group", "offload", "compile", "optimizer.kernel")
 """Changes of how, not what: the mathematics stays, the order of its sums does not."""
-_DATA_MAY_CHANGE = ("path", "workers")
+_DATA_MAY_CHANGE = ("path", "workers", "on_damage")
 """The data itself is compared by the hash of its statistics, wherever it lies now."""
 
 
@@ -77,19 +78,21 @@ def _named(path: Path, store: CheckpointStore) -> Path:
     return path
 
 
-def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size: int, device: str) -> list[str]:
+def refuse_other_run(
+    path: Path, config: RunConfig, source_hash: str, world_size: int, device: str, damaged: Sequence[int] = ()
+) -> list[str]:
     """Compare a checkpoint with the run that wants to continue it. Returns what changed harmlessly, in words.
 
-    ``device`` is the kind that the run has (``cpu``, ``cuda``). Notes say ``NOT_EXACT`` where the bits will differ.
-
-    Raises UserError when model, data, optimizer or global batch differ: continuing would be another experiment.
+    ``device`` is the kind that the run has (``cpu``, ``cuda``), ``damaged`` the episodes that it leaves out. Notes say
+    ``NOT_EXACT`` where the bits will differ. Raises UserError when model, data, optimizer or global batch differ:
+    continuing would be another experiment.
     """
     # Read into today's fields, so that one added since does not look like a change.
     saved = run_config_from_dict(json.loads((path / CONFIGURATION).read_text())).to_dict()
     then, now = _flatten(saved), _flatten(config.to_dict())
     changed = {key for key in then.keys() | now.keys() if then.get(key) != now.get(key)}
-    facts = json.loads((path / "trainer.json").read_text())
-    kept_world, kept_device = facts["world_size"], facts.get("device", device)
+    trainer = json.loads((path / "trainer.json").read_text())
+    kept_world, kept_device = trainer["world_size"], trainer.get("device", device)
     global_then = saved["batch"]["per_device"] * saved["batch"]["accumulation"] * kept_world
     global_now = config.batch.per_device * config.batch.accumulation * world_size
     notes = []
@@ -122,6 +125,7 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
             f"{path} was made with another configuration: {shown}. "
             "Choose another output= for a new run, or restore these settings to continue this one."
         )
+    _refuse_other_damage(path, trainer.get("damaged", []), damaged)
     saved_hash = json.loads((path / STATISTICS).read_text())["source_hash"]
     if saved_hash != source_hash:
         raise UserError(
@@ -129,6 +133,17 @@ def refuse_other_run(path: Path, config: RunConfig, source_hash: str, world_size
             "Choose another output= for a new run, or restore the data."
         )
     return notes
+
+
+def _refuse_other_damage(path: Path, then: Sequence[int], now: Sequence[int]) -> None:
+    """Episodes that broke or were repaired since would change which samples follow, without a word."""
+    if list(then) != list(now):
+        shown = [", ".join(map(str, sorted(some))) or "none" for some in (set(now) - set(then), set(then) - set(now))]
+        raise UserError(
+            f"The damaged episodes are not those that {path} was trained without: newly damaged {shown[0]}, no longer "
+            f"damaged {shown[1]}. Restore the data to continue this run, or choose another output= for a new one; "
+            "`vla-ft data check` says what is wrong with each."
+        )
 
 
 def _rounding(saved: dict[str, Any], current: dict[str, Any], then: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,15 +29,20 @@ from vla_ft.training.tracking import Tracker
 from vla_ft.training.update import update
 from vla_ft.training.validation import validate
 
+DATA = "data.json"
+"""File of a run folder: how many episodes took part, and which were left out and why."""
+
 
 @dataclass(frozen=True)
 class Report:
-    """How a run ended. ``interrupted`` names the signal that stopped it, after a checkpoint, if one did."""
+    """How a run ended. ``interrupted`` names the signal that stopped it, after a checkpoint, if one did; ``damaged``
+    counts the episodes that were left out."""
 
     folder: Path
     step: int
     interrupted: str | None
     metrics: dict[str, float]
+    damaged: int = 0
 
 
 def train(config: RunConfig, console: Console | None = None) -> Report:
@@ -55,8 +61,8 @@ def train(config: RunConfig, console: Console | None = None) -> Report:
         notes: list[str] = []
         generators: dict[str, Any] = {}
         if start is not None:
-            source, place = run.state.statistics.source_hash, engine.device.type
-            notes = on_all(engine, lambda: refuse_other_run(start, config, source, engine.world_size, place))
+            source, place, damaged = run.state.statistics.source_hash, engine.device.type, run.damaged.numbers
+            notes = on_all(engine, lambda: refuse_other_run(start, config, source, engine.world_size, place, damaged))
             generators, inexact = load_checkpoint(start, run.state, engine)
             notes += inexact
         if engine.is_main:
@@ -94,6 +100,16 @@ def _record(run: Run, engine: Engine) -> None:
     with disk_errors("The run's records", folder):
         write_json(folder / CONFIGURATION, run.state.config.to_dict())
         write_json(folder / "environment.json", environment_record(engine))
+        write_json(folder / DATA, _data_record(run))
+
+
+def _data_record(run: Run) -> dict[str, Any]:
+    return {
+        "training_episodes": len(run.split.training),
+        "held_out_episodes": len(run.split.validation),
+        "dropped_without_instruction": run.dropped.unlabeled,
+        "damaged_episodes": [dataclasses.asdict(one) for one in run.damaged.episodes],
+    }
 
 
 def _beginning(run: Run, start: Path | None) -> str:
@@ -125,7 +141,7 @@ def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: 
             if due["checkpoint"]:
                 save_checkpoint(store, state, engine)
     signal = (interruption.requested or "a signal to another process") if stop else None
-    return Report(Path(config.output), state.step, signal, scalars)
+    return Report(Path(config.output), state.step, signal, scalars, len(run.damaged.episodes))
 
 
 def _tracker(run: Run) -> Tracker:

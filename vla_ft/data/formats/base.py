@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ class EpisodeReader(ABC):
     action_offset: int = 0
     """Where an action chunk starts relative to its observation. Real ALOHA recordings use -1: the command that led to
     an observation was stored with it, one step late (act, ``utils.py`` of the published code)."""
+    assumed: Mapping[str, str] = {}
+    """What the description says although the files do not, in words, by the description's field."""
 
     @abstractmethod
     def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -36,6 +38,10 @@ class EpisodeReader(ABC):
     def resolve(self, episode: int) -> tuple[EpisodeReader, int]:
         """The reader that holds an episode, and its number there: a mixture of datasets answers with one of them."""
         return self, episode
+
+    def times(self, episode: int) -> np.ndarray | None:
+        """Recorded seconds of every step, float64 [steps]; None where the files hold no clock."""
+        return None
 
     @abstractmethod
     def instruction(self, episode: int) -> str:

@@ -123,6 +123,12 @@ class LeRobotReader(EpisodeReader):
             return self._instruction
         return self._tasks[int(self._numbers("task", episode, np.array([step]))[0])] or self._instruction
 
+    def times(self, episode: int) -> np.ndarray | None:
+        """See ``EpisodeReader.times``: its timestamps, which the index has compared with ``fps``."""
+        if episode in self.damage:
+            return None
+        return self._numbers("timestamp", episode, np.arange(self.lengths[episode])).astype(np.float64)
+
     def name_of(self, episode: int) -> str:
         """Its number and its data file."""
         file = data_file(self.info, int(self._table.chunk[episode]), int(self._table.file[episode]))

@@ -50,14 +50,16 @@ class NpzReader(EpisodeReader):
         instruction: str = "",
         name: str | None = None,
         open_files: int = 8,
+        tolerant: bool = False,
     ) -> None:
         """Open a folder. ``cameras``: which to read, all by default. ``fps``: instead of the one in ``dataset.json``.
-        ``instruction``: for episodes without one. Raises UserError for a set that is unfinished or damaged."""
+        ``instruction``: for episodes without one. ``tolerant``: a missing file is told when its episode is read.
+        Raises UserError for a set that is unfinished or damaged."""
         self.path = Path(path)
         described, self.lengths = read_dataset(self.path)
         present = set(os.listdir(self.path))
         missing = next((n for n in range(len(self.lengths)) if episode_file(n) not in present), None)
-        if missing is not None:
+        if missing is not None and not tolerant:
             raise UserError(
                 f"{self.path} lacks {episode_file(missing)}, but {DATASET} lists {len(self.lengths)} episodes. Copy it "
                 "again, or write the set again without that episode."

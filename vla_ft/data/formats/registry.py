@@ -34,29 +34,43 @@ SIGNS: dict[str, Callable[[Path], bool]] = {
 
 
 def open_dataset(
-    path: Path | str, format: str = "auto", cameras: Sequence[str] | None = None, **options: Any
+    path: Path | str,
+    format: str = "auto",
+    cameras: Sequence[str] | None = None,
+    *,
+    tolerant: bool = False,
+    **options: Any,
 ) -> EpisodeReader:
     """Open a dataset for reading; ``auto`` recognises its format by what lies there.
 
-    ``options`` are the reader's own keyword arguments. Raises UserError for a path that is missing, a format that is
-    unknown or cannot be read, an unknown option or camera, and whatever the reader finds wrong.
+    ``options`` are the reader's own keyword arguments. ``tolerant``: damage of single episodes is told when they are
+    read, in formats that would refuse the whole set for it. Raises UserError for a path that is missing, a format that
+    is unknown or cannot be read, an unknown option or camera, and whatever the reader finds wrong.
     """
     location = Path(path)
-    if format != "auto" and format not in READERS and format not in SIGNS:
-        raise unknown("dataset format", format, ("auto", *READERS))
-    if not location.exists():
-        raise UserError(f"No dataset at {location}. Expected a folder of demonstrations; check data.path.")
-    name = _recognise(location) if format == "auto" else format
+    name = format_of(location, format)
     if name not in READERS:
         raise UserError(
             f"{location} is a dataset in format '{name}', which this version cannot read yet. "
             f"It reads: {', '.join(READERS)}."
         )
-    known = [p for p in inspect.signature(READERS[name]).parameters if p not in ("path", "cameras")]
+    parameters = inspect.signature(READERS[name]).parameters
+    known = [p for p in parameters if p not in ("path", "cameras", "tolerant")]
     for option in options:
         if option not in known:
             raise unknown(f"option of format {name}", option, known)
+    if tolerant and "tolerant" in parameters:
+        options["tolerant"] = True
     return READERS[name](location, cameras=cameras, **options)  # type: ignore[call-arg]
+
+
+def format_of(path: Path, format: str = "auto") -> str:
+    """The format's name; ``auto`` recognises it by what lies at ``path``. Raises UserError."""
+    if format != "auto" and format not in READERS and format not in SIGNS:
+        raise unknown("dataset format", format, ("auto", *READERS))
+    if not path.exists():
+        raise UserError(f"No dataset at {path}. Expected a folder of demonstrations; check data.path.")
+    return _recognise(path) if format == "auto" else format
 
 
 def _recognise(path: Path) -> str:

@@ -22,6 +22,7 @@ from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
 from vla_ft.errors import UserError, unknown
 
 _STATES = ("observation/state", "observation/proprio")
+_TIMES = ("observation/timestamp", "timestamp")
 _INSTRUCTIONS = (
     "language_instruction",
     "observation/natural_language_instruction",
@@ -52,6 +53,7 @@ class RldsReader(EpisodeReader):
         fps: float | None = None,
         instruction: str = "",
         name: str | None = None,
+        tolerant: bool = False,
     ) -> None:
         """Open a dataset's folder, one of its configurations or versions. Raises UserError for damage and bad options.
 
@@ -59,13 +61,14 @@ class RldsReader(EpisodeReader):
         joined to the vector, such as ``action/world_vector``; by default ``action`` and ``observation/state`` (or
         ``observation/proprio``, or none). Empty ones leave a vector of width 0, for those who use ``raw`` alone.
         ``fps``: steps per second, needed where neither the dataset nor the table of published ones says it.
-        ``instruction``: for episodes without one.
+        ``instruction``: for episodes without one. ``tolerant``: a damaged record is an episode without steps, and
+        reading it raises what is wrong.
         """
         self.folder = open_folder(Path(path))
         self.features = read_features(self.folder.path / FEATURES)
         self.split = split
         self.name = name or self.folder.name
-        self._index = open_index(self.folder, split, self.features)
+        self._index = open_index(self.folder, split, self.features, tolerant)
         self.lengths = self._index.steps
         self._default_instruction = instruction
         self._last: tuple[int, dict[str, Feature]] | None = None
@@ -78,6 +81,7 @@ class RldsReader(EpisodeReader):
         self._cameras = choose_cameras(self.features, cameras)
         self._instruction_spec = next((self.features[k] for k in _INSTRUCTIONS if self._is_text(k)), None)
         self.description = self._describe(written, fps)
+        self.assumed = {} if written else _assumed(self.folder.name, fps)
 
     def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See ``EpisodeReader.read``."""
@@ -111,6 +115,13 @@ class RldsReader(EpisodeReader):
     def instruction_at(self, episode: int, step: int) -> str:
         """The instruction at a step, in datasets that change it on the way."""
         return self._first_text(episode, np.array([step]))
+
+    def times(self, episode: int) -> np.ndarray | None:
+        """See ``EpisodeReader.times``: one number a step that is called a timestamp, where there is one."""
+        spec = next((self.features[key] for key in _TIMES if key in self.features), None)
+        if spec is None or spec.kind != "number" or spec.width != 1 or not spec.per_step or spec.ragged:
+            return None
+        return self._leaf(episode, spec, None).reshape(-1).astype(np.float64)
 
     def _first_text(self, episode: int, steps: np.ndarray | None) -> str:
         spec = self._instruction_spec
@@ -259,3 +270,9 @@ class RldsReader(EpisodeReader):
     @staticmethod
     def _keys(specs: Sequence[FeatureSpec]) -> str:
         return "+".join(spec.key for spec in specs)
+
+
+def _assumed(name: str, fps: float | None) -> dict[str, str]:
+    """What TFDS has no place for and ``RldsReader._describe`` fills in."""
+    usual = {"action_kind": "end_effector, as in nearly all published sets", "action_mode": "delta, as in nearly all"}
+    return usual | ({} if fps is not None else {"fps": f"{known_rate(name):g}, the rate listed for '{name}'"})

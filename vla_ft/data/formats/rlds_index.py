@@ -23,9 +23,9 @@ from vla_ft.data.formats.tfds_folder import TfdsFolder
 from vla_ft.data.formats.tfrecord import Record, read_payload, scan
 from vla_ft.errors import UserError
 
-_LAYOUT = 1  # raise it when the columns change
+_LAYOUT = 2  # raise it when the columns change
 _COLUMNS = {"shard": np.int32, "number": np.int64, "offset": np.int64, "size": np.int64, "steps": np.int64}
-_CRC = "crc"
+_CRC, _DAMAGE = "crc", "damage"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,13 @@ class RldsIndex:
     size: np.ndarray
     steps: np.ndarray
     crc: np.ndarray
+    damage: dict[int, str]
+    """Episode -> what is wrong with its record; it counts no steps."""
 
     def payload(self, episode: int) -> bytes:
         """The record of an episode, its checksum checked. Raises UserError."""
+        if episode in self.damage:
+            raise UserError(self.damage[episode])
         record = Record(int(self.offset[episode]), int(self.size[episode]), int(self.crc[episode]))
         return read_payload(self.shards[self.shard[episode]], record, int(self.number[episode]))
 
@@ -50,10 +54,11 @@ class RldsIndex:
         return f"{self.shards[self.shard[episode]].name}, record {self.number[episode]}"
 
 
-def open_index(folder: TfdsFolder, split: str, specs: dict[str, FeatureSpec]) -> RldsIndex:
+def open_index(folder: TfdsFolder, split: str, specs: dict[str, FeatureSpec], tolerant: bool = False) -> RldsIndex:
     """The index of ``split`` (see ``TfdsFolder.select``), made where it is not kept yet or the shards have changed.
 
-    Raises UserError for a damaged shard, and when records are missing.
+    Raises UserError for a damaged record, which ``tolerant`` notes in ``damage`` instead, and for records that are
+    missing without a trace.
     """
     parts = []
     for one in folder.select(split):
@@ -63,11 +68,15 @@ def open_index(folder: TfdsFolder, split: str, specs: dict[str, FeatureSpec]) ->
             kept = _build(one.shards, one.records, specs)
             _save(folder.path, one.name, identity, kept)
         parts.append((one.shards, kept))
-    columns = {name: np.concatenate([kept[name] for _, kept in parts]) for name in (*_COLUMNS, _CRC)}
+    columns = {name: np.concatenate([kept[name] for _, kept in parts]) for name in (*_COLUMNS, _CRC, _DAMAGE)}
     sizes = [len(kept["shard"]) for _, kept in parts]
     firsts = np.cumsum([0] + [len(shards) for shards, _ in parts])[:-1]
     columns["shard"] = columns["shard"] + np.repeat(firsts, sizes)
-    return RldsIndex(shards=tuple(s for shards, _ in parts for s in shards), **columns)
+    sentences = columns.pop(_DAMAGE)
+    damage = {int(episode): str(sentences[episode]) for episode in np.flatnonzero(sentences != "")}
+    if damage and not tolerant:
+        raise UserError(next(iter(damage.values())))
+    return RldsIndex(shards=tuple(s for shards, _ in parts for s in shards), damage=damage, **columns)
 
 
 def step_counter(specs: dict[str, FeatureSpec]) -> Callable[[dict[str, Feature]], int]:
@@ -99,25 +108,42 @@ def _build(
 ) -> dict[str, np.ndarray]:
     steps_of = step_counter(specs)
     rows: list[tuple[int, ...]] = []
+    sentences: list[str] = []
     for place, shard in enumerate(shards):
-        number = 0
-        for record, payload in scan(shard):
-            try:
-                steps = steps_of(parse_example(payload))
-            except (WireError, KeyError) as error:
-                raise UserError(
-                    f"{shard}: record {number} is no episode of this dataset: {error}. Expected what features.json "
-                    "describes: copy the shard again, or remove the dataset."
-                ) from error
-            rows.append((place, number, record.offset, record.size, steps, record.crc))
-            number += 1
-        if expected is not None and number != expected[place]:
+        found, damaged = _scan_shard(shard, steps_of)
+        count = len(found) + len(damaged)
+        if expected is not None and damaged:  # a damaged length hides the records behind it
+            lost = f"{shard}: this record lies behind a damaged one and cannot be found. Copy the file again."
+            damaged |= dict.fromkeys(range(count, expected[place]), lost)
+        elif expected is not None and count != expected[place]:
             raise UserError(
-                f"{shard} holds {number} records, but dataset_info.json says {expected[place]}. Copy the shard again."
+                f"{shard} holds {count} records, but dataset_info.json says {expected[place]}. Copy the shard again."
             )
+        for number in range(len(found) + len(damaged)):
+            record, steps = found.get(number, (Record(0, 0, 0), 0))
+            rows.append((place, number, record.offset, record.size, steps, record.crc))
+            sentences.append(damaged.get(number, ""))
     table = np.array(rows, dtype=np.int64).reshape(-1, len(_COLUMNS) + 1)
     columns = {name: table[:, i].astype(kind) for i, (name, kind) in enumerate(_COLUMNS.items())}
-    return columns | {_CRC: table[:, -1].astype(np.uint32)}
+    return columns | {_CRC: table[:, -1].astype(np.uint32), _DAMAGE: np.array(sentences, dtype=np.str_)}
+
+
+def _scan_shard(
+    shard: Path, steps_of: Callable[[dict[str, Feature]], int]
+) -> tuple[dict[int, tuple[Record, int]], dict[int, str]]:
+    """By their number in the shard: the sound records with their steps, and what is wrong with the others."""
+    found: dict[int, tuple[Record, int]] = {}
+    damaged: dict[int, str] = {}
+    for record, payload in scan(shard, damaged=damaged):
+        number = len(found) + len(damaged)
+        try:
+            found[number] = (record, steps_of(parse_example(payload)))
+        except (WireError, KeyError) as error:
+            damaged[number] = (
+                f"{shard}: record {number} is no episode of this dataset: {error}. Expected what features.json "
+                "describes: copy the shard again, or remove the dataset."
+            )
+    return found, damaged
 
 
 def _identity(shards: tuple[Path, ...]) -> str:
@@ -141,7 +167,7 @@ def _load(folder: Path, split: str, identity: str) -> dict[str, np.ndarray] | No
         # Whatever a damaged file makes NumPy and zipfile stumble over: there is none then.
         with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as kept:
             if kept["identity"].item() == identity:
-                return {name: kept[name] for name in (*_COLUMNS, _CRC)}
+                return {name: kept[name] for name in (*_COLUMNS, _CRC, _DAMAGE)}
     return None
 
 

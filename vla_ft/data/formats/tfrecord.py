@@ -56,12 +56,15 @@ def read_payload(path: Path, record: Record, number: int | None = None) -> bytes
     return payload
 
 
-def scan(path: Path, payloads: bool = True) -> Iterator[tuple[Record, memoryview]]:
+def scan(
+    path: Path, payloads: bool = True, damaged: dict[int, str] | None = None
+) -> Iterator[tuple[Record, memoryview]]:
     """Every record of a file in order. Raises UserError at the first that is damaged.
 
     A payload is valid until the next one is asked for: they share one buffer, because fresh memory for every record
     costs several times what reading and checking it does. Without ``payloads`` their bytes are neither read nor
-    checked, and come back empty.
+    checked, and come back empty. With ``damaged``, damage is noted there by the record's number instead of raised, and
+    such records do not come; behind a damaged length nothing more does.
     """
     size = _size(path)
     offset = number = 0
@@ -69,7 +72,13 @@ def scan(path: Path, payloads: bool = True) -> Iterator[tuple[Record, memoryview
     with _open(path) as file:
         while offset < size:
             header = os.pread(file.fileno(), HEADER, offset)
-            length = _length(path, number, header, size - offset)
+            try:
+                length = _length(path, number, header, size - offset)
+            except UserError as error:
+                if damaged is None:
+                    raise
+                damaged[number] = f"{error} The records behind it cannot be found."
+                return
             offset += HEADER
             wanted = length * payloads + FOOTER
             if len(buffer) < wanted:
@@ -78,9 +87,14 @@ def scan(path: Path, payloads: bool = True) -> Iterator[tuple[Record, memoryview
             frozen = buffer[:wanted]
             frozen.flags.writeable = False
             payload, crc = frozen[:-FOOTER], int(frozen[-FOOTER:].view("<u4")[0])
-            if payloads and masked_crc(payload) != crc:
+            if not payloads or masked_crc(payload) == crc:
+                yield Record(offset, length, crc), payload.data
+            elif damaged is None:
                 raise _damaged(path, number, f"the checksum of its {length} bytes is not the stored one")
-            yield Record(offset, length, crc), payload.data
+            else:
+                damaged[number] = str(
+                    _damaged(path, number, f"the checksum of its {length} bytes is not the stored one")
+                )
             offset += length + FOOTER
             number += 1
 

@@ -67,6 +67,11 @@ class StandardizedReader(EpisodeReader):
         numbers = self._load(episode).numbers if any(key in ("action", "proprio") for key in keys) else {}
         return {key: images[raw_keys[key]] if key in raw_keys else numbers[key][steps] for key in keys}
 
+    def times(self, episode: int) -> np.ndarray | None:
+        """See ``EpisodeReader.times``."""
+        seconds, first = self.inner.times(episode), self.standardization.drop_first
+        return None if seconds is None else seconds[first : first + int(self.lengths[episode])]
+
     def instruction(self, episode: int) -> str:
         """The first instruction of the episode that is not empty."""
         return self._load(episode).instruction
