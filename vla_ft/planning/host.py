@@ -39,12 +39,13 @@ def host_memory(
 ) -> HostMemory:
     """For a machine with ``local`` processes of ``workers`` data workers each; ``batch_bytes`` is one batch."""
     trained, frozen = trace.parameters
+    left_out = trace.caching.weights if trace.caching else 0.0
     read_ahead = local * max(1, workers) * (PREFETCH + 1) * batch_bytes
     return HostMemory(
-        processes=local * (PROCESS if card else PROCESS / 4),
+        processes=local * (PROCESS if card else PROCESS / 4) + left_out,
         workers=local * workers * WORKER + read_ahead,
         offloaded=local * _offloaded(trained, frozen, setup, ema) if card else 0.0,
-        loading=4.0 * (trained + frozen) * (1 if setup.engine in SHARDED else local),
+        loading=(4.0 * (trained + frozen) + left_out) * (1 if setup.engine in SHARDED else local),
     )
 
 
@@ -64,7 +65,8 @@ def _offloaded(trained: int, frozen: int, setup: Setup, ema: bool) -> float:
 
 
 def checkpoint_bytes(trace: Trace, setup: Setup, *, ema: bool) -> float:
-    """One checkpoint on disk: weights, optimizer and average, whole."""
+    """One checkpoint on disk: weights, optimizer and average, whole, with those of parts whose features are cached."""
     trained, frozen = trace.parameters
     learned, kept = (bytes_of_number(setup, trained=one, ema=ema) for one in (True, False))
-    return (learned.weights + learned.optimizer + learned.average) * trained + kept.weights * frozen
+    left_out = trace.caching.weights if trace.caching else 0.0
+    return (learned.weights + learned.optimizer + learned.average) * trained + kept.weights * frozen + left_out

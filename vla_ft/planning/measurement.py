@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from vla_ft.config import RunConfig
 from vla_ft.data.sample import DatasetDescription
-from vla_ft.planning.imagined import collate_one, imagined_run, widen
+from vla_ft.planning.cached_parts import take_out_cached
+from vla_ft.planning.imagined import imagined_run, widen
 from vla_ft.policies.base import Batch
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.assembly import Run
@@ -43,11 +44,11 @@ def measure_step(config: RunConfig, description: DatasetDescription, engine: Eng
     with torch.device("cpu" if engine.builds_real else "meta"):
         model = load_policy(config.policy).build_model(config.model, description)
         prepare_model(model, config)
-        prepare_blocks(model, config, engine.device)
+    sample, _ = take_out_cached(model, config, description, card=False)
+    prepare_blocks(model, config, engine.device)
     engine.wrap(model)
     del model
     run = imagined_run(config, description, engine)
-    sample = collate_one(config, description)
     batches = [widen(sample, config.batch.per_device) for _ in range(config.batch.accumulation)]
 
     def step() -> None:

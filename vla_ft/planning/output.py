@@ -49,7 +49,7 @@ def print_plan(console: Console, found: Plan) -> None:
 def _add(table: Table, option: Option, target: Target, label: str) -> None:
     forecast = option.forecast
     values = [getattr(forecast.peak, kind) for kind in KINDS]
-    values += [forecast.needed - forecast.peak.total, forecast.needed, forecast.host.peak]
+    values += [forecast.needed - forecast.allocated, forecast.needed, forecast.host.peak]
     fits = forecast.fits(target)
     table.add_row(
         label, *(f"{value / GIB:.2f}" for value in values), "yes" if fits else "no", style="" if fits else "dim"
@@ -67,6 +67,9 @@ def sentences(found: Plan) -> list[str]:
             f"{trained:,} trained weights, {frozen:,} frozen. As asked it {found.asked.forecast.sentence(found.target)}"
         )
     best = found.recommended
+    shown = best or found.asked
+    if shown is not None and shown.forecast.caching is not None:
+        lines.append(shown.forecast.caching_sentence() + ".")
     if best is None:
         lines.append("Nothing that keeps the method fits, not even one sample at a time. Take more or larger cards, or "
                      "one of the other methods above.")  # fmt: skip
@@ -108,7 +111,7 @@ def bars(found: Plan) -> list[tuple[str, dict[str, float], bool]]:
     for option in (*found.options, *found.alternatives):
         forecast = option.forecast
         parts = {kind: getattr(forecast.peak, kind) / GIB for kind in KINDS}
-        parts["margin"] = (forecast.needed - forecast.peak.total) / GIB
+        parts["margin"] = (forecast.needed - forecast.allocated) / GIB
         label = option.line or "as asked"
         rows.append((label, parts, forecast.fits(found.target)))
     return rows

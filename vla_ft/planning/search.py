@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_ft.config import LoraConfig, RunConfig
+from vla_ft.config import FrozenFeaturesConfig, LoraConfig, RunConfig
 from vla_ft.planning.cards import Target
 from vla_ft.planning.forecast import Forecast, Planner
 from vla_ft.planning.margin import margin_bytes
@@ -25,6 +25,8 @@ CHECKPOINTING_COST = 4
 ROUNDING_COST = {"fp32": 0, "bf16": 1, "bf16_kahan": 3, "bf16_stochastic": 3}
 EIGHT_BIT_COST = 2
 KERNEL_COST = 1
+CACHING_COST = 1
+"""It saves work, and asks for disk and a pass over the data first."""
 """Order of preference, not seconds: a change that costs more work or traffic stands behind one that costs less."""
 
 
@@ -83,10 +85,10 @@ def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
 def _options(config: RunConfig, planner: Planner, target: Target) -> list[Option]:
     """In order of preference."""
     candidates = {}
-    for changes in _changes(config, target):
+    for changes in (*_changes(config, target), *_cached(config, planner, target)):
         changed = _apply(config, changes)
         setup = setup_of(changed, target, planner)
-        key = (setup, changed.activation_checkpointing)
+        key = (setup, changed.activation_checkpointing, changed.frozen_features)
         if key not in candidates and not refusals(setup):
             words = _words(config, changed)
             rank = (_changes_maths(config, changed), _cost(changed, setup) if words else -1)
@@ -122,9 +124,25 @@ def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
                         }  # fmt: skip
 
 
+def _cached(config: RunConfig, planner: Planner, target: Target) -> Iterator[dict[str, Any]]:
+    """What is frozen anyway is run once over the data instead of in every step: the maths stays."""
+    if config.frozen_features is not None:
+        return
+    parts = planner.trace(config, setup_of(config, target, planner)).cacheable
+    if not parts:
+        return
+    for engine in dict.fromkeys((config.engine, "fsdp2")):
+        for recompute in dict.fromkeys((config.activation_checkpointing, True)):
+            yield {
+                "engine": engine, "precision": config.precision, "optimizer": config.optimizer.name,
+                "activation_checkpointing": recompute, "frozen_features": FrozenFeaturesConfig(parts=parts),
+            }  # fmt: skip
+
+
 def _apply(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     if not changes:
         return config
+    changes = dict(changes)
     name = changes.pop("optimizer")
     # The forecast of an alternative takes the kernel that holds no copies.
     kernel = (
@@ -170,6 +188,8 @@ def _words(asked: RunConfig, changed: RunConfig) -> tuple[str, ...]:
             words.append(f"batch.{name}={getattr(changed.batch, name)}")
     if asked.freeze != changed.freeze:
         words.append(f"freeze=[{','.join(changed.freeze)}]")
+    if changed.frozen_features is not None and changed.frozen_features != asked.frozen_features:
+        words.append(f"frozen_features.parts=[{','.join(changed.frozen_features.parts)}]")
     for part, lora in changed.lora.items():
         if part not in asked.lora:
             words.append(f"lora.{part}.rank={lora.rank}")
@@ -196,6 +216,7 @@ def _cost(config: RunConfig, setup: Setup) -> int:
         + ROUNDING_COST[setup.precision]
         + EIGHT_BIT_COST * (setup.optimizer == "adamw8bit")
         + KERNEL_COST * (setup.kernel == "foreach")
+        + CACHING_COST * (config.frozen_features is not None)
     )
 
 
