@@ -19,6 +19,7 @@ from vla_ft.policies.registry import load_policy
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
 from vla_ft.training.preparation import prepare_blocks, prepare_model
+from vla_ft.training.trainer import Losses
 from vla_ft.training.update import update
 
 
@@ -57,6 +58,27 @@ def measure_step(config: RunConfig, description: DatasetDescription, engine: Eng
     step()
     engine.zero_grad()
     return measure(lambda: _held(run, engine, batches), step)
+
+
+class SecondUpdate:
+    """Watches a run on the CPU: measures its second update, by when the optimizer has its state.
+
+    A run of one update is not measured.
+    """
+
+    measured: int = 0
+    """Bytes that the allocator had given out at the fullest moment; 0 before that update."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def __call__(self, run: Run, engine: Engine, step: Callable[[], Losses]) -> Losses:
+        self._seen += 1
+        if self._seen != 2:
+            return step()
+        answers: list[Losses] = []
+        self.measured = measure(lambda: _held(run, engine, []), lambda: answers.append(step())).peak
+        return answers[0]
 
 
 def measure(states: Callable[[], Iterable[Tensor]], step: Callable[[], Any]) -> Measured:

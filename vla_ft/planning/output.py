@@ -66,6 +66,10 @@ def sentences(found: Plan) -> list[str]:
         lines.append(
             f"{trained:,} trained weights, {frozen:,} frozen. As asked it {found.asked.forecast.sentence(found.target)}"
         )
+    if found.hopeless:
+        lines.append(
+            f"{found.hopeless} further combinations are not shown: weights, gradients and optimizer alone exceed a card."
+        )
     best = found.recommended
     shown = best or found.asked
     if shown is not None and shown.forecast.caching is not None:
@@ -92,6 +96,7 @@ def plan_as_data(found: Plan) -> dict[str, Any]:
         "largest_batch_per_device": found.largest_batch,
         "sentences": sentences(found),
         "steps_traced": found.traced,
+        "left_out_for_their_states": found.hopeless,
     }
 
 
@@ -133,6 +138,6 @@ def beside_measured(folder: Path, measured: int) -> str:
     kept["measured"] = {"peak_allocated": measured, "error": foreseen / measured - 1}
     write_json(path, kept)
     return (
-        f"memory: {measured / GIB:.2f} GiB allocated at most, {foreseen / GIB:.2f} GiB foreseen "
+        f"memory: {measured / GIB:.3f} GiB allocated at most, {foreseen / GIB:.3f} GiB foreseen "
         f"({kept['measured']['error']:+.1%})"
     )

@@ -79,6 +79,8 @@ class Trace:
     """What making the cache of frozen parts holds; None where nothing is cached."""
     cacheable: tuple[str, ...]
     """Frozen parts that are run in every step and whose features could be cached."""
+    declared: tuple[str, ...]
+    """Parts whose features could be cached once they were frozen."""
     seconds: float
 
     @property
@@ -103,7 +105,8 @@ def rehearse(
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         model = built(config, description, build)
         sample, caching = take_out_cached(model, config, description, card=card)
-        could = cacheable_parts(model, config, description)
+        declared = tuple(model.frozen_features()) if caching is None else ()
+        could = cacheable_parts(model, config, description) if caching is None else ()
         finish(model, config, compute)
         engine = _Rehearsing(config, log, copies=card)
         engine.wrap(model)
@@ -139,6 +142,7 @@ def rehearse(
         sample_bytes=sum(value.numel() * value.element_size() for value in sample.values()),
         caching=caching,
         cacheable=could,
+        declared=declared,
         seconds=time.perf_counter() - started,
     )
 

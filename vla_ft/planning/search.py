@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 
 from vla_ft.config import FrozenFeaturesConfig, LoraConfig, RunConfig
+from vla_ft.errors import UserError
 from vla_ft.planning.cards import Target
 from vla_ft.planning.forecast import Forecast, Planner
 from vla_ft.planning.margin import margin_bytes
-from vla_ft.planning.states import GIB
+from vla_ft.planning.states import GIB, states_of
 from vla_ft.training.compatibility import Setup, refusals
 
 LARGEST_BATCH = 4096
 """Nobody asks for more samples at once."""
+
+GRANULES = 2**20
+"""Bytes: some hundred tensors at once, each up to 511 bytes larger in the allocator than it is."""
 
 ENGINE_COST = {"single": 0, "ddp": 0, "fsdp2": 2, "hsdp": 2, "zero1": 2, "zero2": 3, "zero3": 5}
 OFFLOAD_COST = {"none": 0, "optimizer": 8, "all": 12}
@@ -63,6 +67,8 @@ class Plan:
     largest_batch: int
     """Of ``recommended``, per device; 0 without one."""
     traced: int
+    hopeless: int = 0
+    """Combinations left out: what they hold before the first sample is seen exceeds a card."""
 
 
 def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
@@ -71,19 +77,20 @@ def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
     Combinations that the compatibility table refuses are left out, and those that add a further change to one that
     fits already. Traces are shared between the rest. Other methods are looked at when the asked one does not fit.
     """
-    options = _options(config, planner, target)
+    options, hopeless = _options(config, planner, target)
     asked = next((option for option in options if not option.overrides), None)
     fitting = [option for option in options if option.forecast.fits(target)]
     recommended = asked if asked is not None and asked in fitting else next(iter(fitting), None)
-    alternatives = () if asked in fitting else tuple(_alternatives(config, planner, target))
+    alternatives = () if asked in fitting else tuple(_alternatives(config, planner, target, recommended))
     if recommended is None:
         recommended = _smaller_batch(config, planner, target, options)
     largest = largest_batch(recommended, planner, target) if recommended else 0
-    return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced)
+    return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced, hopeless)
 
 
-def _options(config: RunConfig, planner: Planner, target: Target) -> list[Option]:
-    """In order of preference."""
+def _options(config: RunConfig, planner: Planner, target: Target) -> tuple[list[Option], int]:
+    """In order of preference, and how many were left out because what they hold before the first sample exceeds a
+    card: they need no trace to be refused."""
     candidates = {}
     for changes in (*_changes(config, target), *_cached(config, planner, target)):
         changed = _apply(config, changes)
@@ -94,14 +101,30 @@ def _options(config: RunConfig, planner: Planner, target: Target) -> list[Option
             rank = (_changes_maths(config, changed), _cost(changed, setup) if words else -1)
             candidates[key] = (rank, words, changed, setup)
     options: list[Option] = []
+    hopeless = 0
     for (changes_maths, cost), words, changed, setup in sorted(candidates.values(), key=lambda entry: entry[0]):
         if any(o.overrides and set(o.overrides) < set(words) and o.forecast.fits(target) for o in options):
             continue
         if len(words) > 1 and options and not options[0].overrides and options[0].forecast.fits(target):
             continue
+        if words and _too_many_states(config, changed, setup, planner, target):
+            hopeless += 1
+            continue
         forecast = planner.forecast(changed, setup)
         options.append(Option(changed, words, changes_maths, cost, forecast))
-    return options
+    return options, hopeless
+
+
+def _too_many_states(asked: RunConfig, changed: RunConfig, setup: Setup, planner: Planner, target: Target) -> bool:
+    """Whether weights, gradients, optimizer and average alone exceed a card: a lower bound, without a trace."""
+    if setup.offload == "all" or changed.frozen_features != asked.frozen_features:
+        return False
+    weights = planner.trace(asked, setup_of(asked, target, planner)).weights
+    held = states_of(weights, setup, ema=changed.ema is not None)
+    certain = held.weights  # gradients are not there in the forward pass, nor is the optimizer when it is offloaded
+    if setup.offload == "none":
+        certain += held.optimizer + held.average + held.gradients
+    return certain + margin_bytes(setup, certain) > target.memory_gib * GIB
 
 
 def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
@@ -220,32 +243,45 @@ def _cost(config: RunConfig, setup: Setup) -> int:
     )
 
 
-def _alternatives(config: RunConfig, planner: Planner, target: Target) -> Iterator[Option]:
-    """Training less: each named part frozen, or under adapters. They change the method and are never recommended."""
+def _alternatives(
+    config: RunConfig, planner: Planner, target: Target, best: Option | None
+) -> Iterator[Option]:
+    """Training less: each named part frozen, its features cached where they can be, or under adapters. They change
+    the method and are never recommended."""
     trained = _trained_by_part(config, planner, target)
+    cached = planner.trace(config, setup_of(config, target, planner)).declared
     for part, count in trained.items():
         if count == 0 or len([c for c in trained.values() if c]) < 2:
             continue
-        yield from _alternative(config, planner, target, f"{part} frozen", freeze=(*config.freeze, part))
+        freeze = {"freeze": (*config.freeze, part)}
+        yield from _alternative(config, planner, target, best, f"{part} frozen", **freeze)
+        if part in cached and config.frozen_features is None:
+            features = FrozenFeaturesConfig(parts=(part,))
+            method = f"{part} frozen, features cached"
+            yield from _alternative(config, planner, target, best, method, **freeze, frozen_features=features)
     largest = max(trained, key=lambda part: trained[part], default=None)
     if largest is not None and trained[largest] and not config.lora and _has_linear(planner, largest, config, target):
         adapters = {largest: LoraConfig()}
-        yield from _alternative(config, planner, target, f"{largest} under LoRA", lora=adapters)
+        yield from _alternative(config, planner, target, best, f"{largest} under LoRA", lora=adapters)
 
 
-def _alternative(config: RunConfig, planner: Planner, target: Target, method: str, **changes: Any) -> Iterator[Option]:
-    """The first of a few ways of one method that fits, or the smallest that does not."""
-    ways: list[dict[str, Any]] = [{}, {"activation_checkpointing": True}]
-    if target.cards > 1:
-        ways = [{}, {"engine": "fsdp2"}, {"engine": "fsdp2", "activation_checkpointing": True}]
-    found: list[Option] = []
-    for way in ways:
+def _alternative(
+    config: RunConfig, planner: Planner, target: Target, best: Option | None, method: str, **changes: Any
+) -> Iterator[Option]:
+    """A method on the engine and with the recomputation of the best option of the asked one: one trace each."""
+    engine = best.config.engine if best else ("fsdp2" if target.cards > 1 else config.engine)
+    recompute = best.config.activation_checkpointing if best else True
+    for way in ({"engine": engine, "activation_checkpointing": recompute}, {"activation_checkpointing": recompute}):
         changed = dataclasses.replace(config, **changes, **way)
         setup = setup_of(changed, target, planner)
-        if not refusals(setup) and not (found and found[-1].forecast.fits(target)):
+        if refusals(setup):
+            continue
+        try:
             forecast = planner.forecast(changed, setup)
-            found.append(Option(changed, _words(config, changed), True, _cost(changed, setup), forecast, method))
-    yield from sorted(found, key=lambda option: (not option.forecast.fits(target), option.forecast.needed))[:1]
+        except UserError:
+            return  # a part that cannot be cached after all
+        yield Option(changed, _words(config, changed), True, _cost(changed, setup), forecast, method)
+        return
 
 
 def _trained_by_part(config: RunConfig, planner: Planner, target: Target) -> dict[str, int]:
@@ -280,19 +316,24 @@ def _smaller_batch(config: RunConfig, planner: Planner, target: Target, options:
 
 
 def largest_batch(option: Option, planner: Planner, target: Target) -> int:
-    """The most samples per device that fit, verified by a trace; 0 when not even one does.
+    """The most samples per device that fit; 0 when not even one does.
 
-    Every allocation of a step is affine in the batch, so two traces give the line of every moment.
+    Every allocation of a step is affine in the batch, so two traces give the line of every moment; what the allocator
+    adds to reach its multiples is not, and is left free.
     """
     first = option.config.batch.per_device
     second = max(1, first // 2) if first > 1 else 2
     low, high = sorted((first, second))
-    one, two = (planner.moments(_with_batch(option.config, size), option.forecast.setup) for size in (low, high))
+    one, two = (_moments(_with_batch(option.config, size), option, planner) for size in (low, high))
     room = (target.memory_gib * GIB - margin_bytes(option.forecast.setup, 0)) / _margin_growth(option)
-    size = _solve(one.total, two.total, low, high, room)
-    while size > 0 and not planner.forecast(_with_batch(option.config, size), option.forecast.setup).fits(target):
-        size = min(size - 1, int(size * 0.98))
-    return size
+    return _solve(one, two, low, high, room - GRANULES)
+
+
+def _moments(config: RunConfig, option: Option, planner: Planner) -> np.ndarray:
+    """Bytes allocated at each moment of a run: those of a step, and the fullest of making a cache."""
+    caching = planner.trace(config, option.forecast.setup).caching
+    made = [float(caching.peak)] if caching else []
+    return np.append(planner.moments(config, option.forecast.setup).total, made)
 
 
 def _margin_growth(option: Option) -> float:
