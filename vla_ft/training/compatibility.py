@@ -35,6 +35,8 @@ class Setup:
     adapters: bool
     asked_shard_group: int | None
     """As given; ``shard_group`` is what it comes to."""
+    accumulation: int = 1
+    """Micro-batches of an update."""
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int, local_world_size: int) -> Setup:
@@ -54,6 +56,7 @@ class Setup:
             frozen=bool(config.freeze or config.lora),
             adapters=bool(config.lora),
             asked_shard_group=config.shard_group,
+            accumulation=config.batch.accumulation,
         )
 
 
@@ -110,6 +113,11 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.engine in ZERO and s.precision == "bf16" and s.frozen and s.frozen_dtype == "fp32",
         "engine={engine} with precision=bf16 holds frozen weights in bfloat16. Say frozen_dtype=bf16, or use "
         "engine=fsdp2 or precision=fp32.",
+    ),
+    Rule(
+        lambda s: s.engine == "zero1" and s.precision == "bf16" and s.offload == "none" and s.accumulation > 1,
+        "engine=zero1 with precision=bf16 sums the gradients of batch.accumulation={accumulation} micro-batches in "
+        "bfloat16. Set engine=zero2, which sums them in float32, or batch.accumulation=1.",
     ),
     Rule(
         lambda s: s.engine == "zero3" and s.compile,
