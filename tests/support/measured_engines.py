@@ -28,6 +28,8 @@ CASES = (
     "engine=fsdp2,freeze=[backbone]",
     "engine=fsdp2,ema.decay=0.9,batch.accumulation=2",
     "engine=fsdp2,activation_checkpointing=true,batch.per_device=16",
+    "engine=zero2,precision=bf16",
+    "engine=zero2,precision=bf16,batch.accumulation=2,batch.per_device=1",
 )
 """Words of a configuration, by commas."""
 

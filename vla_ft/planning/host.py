@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vla_ft.planning.rehearsal import Trace
 from vla_ft.planning.states import GIB, bytes_of_number, shares_of
 from vla_ft.training.compatibility import SHARDED, ZERO, Setup
+from vla_ft.training.engines.zero_settings import host_bytes
 
 PROCESS = 3.0 * GIB
 """A training process with CUDA's libraries (general knowledge, not measured)."""
@@ -55,13 +56,16 @@ def _offloaded(trained: int, frozen: int, setup: Setup, ema: bool) -> float:
         return 0.0
     shares = shares_of(setup)
     learned, kept = (bytes_of_number(setup, trained=one, ema=ema) for one in (True, False))
-    waiting = (learned.optimizer + learned.average) * trained / shares.optimizer
+    average = learned.average * trained / shares.average
     if setup.engine in ZERO:
-        waiting += 4 * trained / shares.optimizer  # float32 gradients, where the step runs
-    if setup.offload == "all":
-        waiting += (learned.weights * trained + kept.weights * frozen) / shares.weights
-        waiting += learned.gradients * trained / shares.gradients if setup.engine in SHARDED else 0.0
-    return waiting
+        stage = int(setup.engine[-1])
+        return host_bytes(stage, setup.world_size, setup.precision, setup.offload, trained, frozen) + average
+    return (
+        (learned.weights * trained + kept.weights * frozen) / shares.weights
+        + learned.gradients * trained / shares.gradients
+        + learned.optimizer * trained / shares.optimizer
+        + average
+    )
 
 
 def checkpoint_bytes(trace: Trace, setup: Setup, *, ema: bool) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from vla_ft.config import RunConfig
@@ -96,7 +97,9 @@ def measure(states: Callable[[], Iterable[Tensor]], step: Callable[[], Any]) -> 
 def _held(run: Run, engine: Engine, batches: list[Batch]) -> Iterable[Tensor]:
     yield from engine.weights.values()
     yield from engine.model.buffers()
-    for entries in engine.optimizer.state.values():
+    # ZeRO's are the model's own beside its masters; shards are aliased by ``weights``.
+    yield from (parameter for parameter in engine.model.parameters() if not isinstance(parameter, DTensor))
+    for entries in (*engine.optimizer.state.values(), *engine.optimizer_state().values()):
         yield from (value for value in entries.values() if isinstance(value, Tensor) and value.dim() > 0)
     if run.state.ema is not None:
         yield from run.state.ema.average.values()

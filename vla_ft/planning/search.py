@@ -243,9 +243,7 @@ def _cost(config: RunConfig, setup: Setup) -> int:
     )
 
 
-def _alternatives(
-    config: RunConfig, planner: Planner, target: Target, best: Option | None
-) -> Iterator[Option]:
+def _alternatives(config: RunConfig, planner: Planner, target: Target, best: Option | None) -> Iterator[Option]:
     """Training less: each named part frozen, its features cached where they can be, or under adapters. They change
     the method and are never recommended."""
     trained = _trained_by_part(config, planner, target)
