@@ -7,6 +7,7 @@ threads get to it, which no card does.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -15,8 +16,37 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from vla_ft.config import RunConfig
+from vla_ft.config import RunConfig, load_run_config
+from vla_ft.planning.forecast import compute_of
+from vla_ft.planning.imagined import describe
+from vla_ft.planning.measurement import measure_step
+from vla_ft.planning.overlay import Peak, moments
+from vla_ft.planning.rehearsal import rehearse
+from vla_ft.training.compatibility import Setup
 from vla_ft.training.engines import process_group, sharded
+
+SMALL = (
+    "recipe=act-mock", "device=cpu", "data.mock.image_size=[64,96]", "data.mock.cameras=[a,b]", "batch.per_device=4",
+    "model.dropout=0.1",
+)  # fmt: skip
+CASES = {
+    "fp32": (2, "engine=fsdp2"),
+    "bf16 weights": (2, "engine=fsdp2,precision=bf16_kahan,batch.per_device=1"),
+    "two micro-batches, average": (2, "engine=fsdp2,ema.decay=0.9,batch.accumulation=2"),
+    "two micro-batches, bf16": (2, "engine=fsdp2,precision=bf16,batch.accumulation=2,batch.per_device=1"),
+    "copies of shards": (4, "engine=hsdp,shard_group=2"),
+    "on the host": (2, "engine=fsdp2,offload=all"),
+}
+NIGHTLY = {
+    "bf16 autocast": (2, "engine=fsdp2,precision=bf16"),
+    "frozen trunk": (2, "engine=fsdp2,freeze=[backbone]"),
+    "recomputed blocks": (2, "engine=fsdp2,activation_checkpointing=true,batch.per_device=16"),
+    "four": (4, "engine=fsdp2,batch.per_device=1"),
+    "three micro-batches": (2, "engine=fsdp2,batch.accumulation=3"),
+    "copies of shards, bf16 weights": (4, "engine=hsdp,shard_group=2,precision=bf16_stochastic,batch.per_device=1"),
+    "copies of shards, two micro-batches": (4, "engine=hsdp,shard_group=2,precision=bf16,batch.accumulation=2"),
+}
+"""Processes, and words of a configuration by commas; those that CI leaves to the night are in NIGHTLY."""
 
 
 @contextlib.contextmanager
@@ -46,3 +76,14 @@ def silent_engine(config: RunConfig, world: int) -> Iterator[sharded.ShardedEngi
             yield engine
         finally:
             engine.close()
+
+
+def foreseen_and_measured(world: int, words: str) -> tuple[Peak, int]:
+    """The forecast of a case, and bytes that the allocator gave out at the fullest moment of its second step."""
+    config = load_run_config([*SMALL, *words.split(",")])
+    setup, description = Setup.of(config, world, world), describe(config)
+    trace = rehearse(config, description, compute=compute_of(setup), card=False)
+    # ``card`` for the engine's part alone: nothing is copied for a transport.
+    foreseen = moments(dataclasses.replace(trace, card=True), setup, ema=config.ema is not None).peak()
+    with silent_engine(config, world) as engine:
+        return foreseen, measure_step(config, description, engine).peak

@@ -37,7 +37,7 @@ class Forecast:
 
     @property
     def allocated(self) -> float:
-        """The most that torch's allocator gives out: in a step, or earlier, while frozen parts are run for the cache."""
+        """The most that torch's allocator gives out: in a step, or before, while frozen parts are run for the cache."""
         return max(self.peak.total, self.caching.peak if self.caching else 0)
 
     @property

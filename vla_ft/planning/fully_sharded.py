@@ -60,7 +60,7 @@ def overlay_fully_sharded(trace: Trace, setup: Setup, held: Bytes) -> Moments:
     walk = _Walk(units, order, setup, trace.card)
     rows = [walk.at(phase, unit) for phase, unit in zip(events.phase, events.unit, strict=True)]
     buffers, finished = (np.array(column) for column in zip(*rows, strict=True))
-    base = plain(trace, setup, held, None)
+    base = plain(replace(trace, events=events), setup, held, None)
     base.temporaries[-1] = step_temporaries(trace, setup) / setup.shard_group
     gradients = events.unit_gradients + events.root_gradients
     buffers = buffers + np.where(events.phase == Phase.BACKWARD, gradients, 0)
@@ -83,15 +83,12 @@ class _Walk:
         self._before = {unit: order[place - 1] for place, unit in enumerate(order) if place}
         self._done: list[int] = []
         self._every = sum(unit.gradient for unit in units.values())
-        self._kept = 0.0
-        """Gradients of earlier micro-batches, reduced."""
+        self._kept = self._every if setup.accumulation > 1 else 0.0
+        """Gradients of earlier micro-batches, reduced. The last micro-batch is the fullest: it has all of them."""
 
     def at(self, phase: int, unit: int) -> tuple[float, float]:
         """(buffers, reduced gradients) while ``unit`` is in hand."""
         if phase == Phase.FORWARD:
-            if self._done:
-                self._kept = self._every
-            self._done = []
             self._last = unit if unit != ROOT else self._last
             return self._forward(unit), self._kept
         if phase == Phase.BACKWARD:
@@ -142,7 +139,14 @@ class _Walk:
 
 
 def _in_step(events: Events) -> Events:
-    keep = (events.phase != Phase.STEP) & (events.phase != Phase.AVERAGE)
+    """The events of one micro-batch and of the clipping. Each is reduced by itself, so that the whole gradients of
+    earlier ones, which the traced process keeps, are not there."""
+    phase = events.phase
+    keep = (phase != Phase.STEP) & (phase != Phase.AVERAGE)
+    backward = np.flatnonzero(phase == Phase.BACKWARD)
+    again = np.flatnonzero((phase == Phase.FORWARD) & (np.arange(len(phase)) > backward[0]))
+    if len(again):
+        keep[again[0] : backward[-1] + 1] = False
     return Events(*(array[keep] for array in vars(events).values()))
 
 

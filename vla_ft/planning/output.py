@@ -68,7 +68,7 @@ def sentences(found: Plan) -> list[str]:
         )
     if found.hopeless:
         lines.append(
-            f"{found.hopeless} further combinations are not shown: weights, gradients and optimizer alone exceed a card."
+            f"{found.hopeless} further combinations are not shown: weights, gradients and moments alone exceed a card."
         )
     best = found.recommended
     shown = best or found.asked

@@ -56,7 +56,7 @@ def _gradients(stage: int, base: Moments, whole: float) -> np.ndarray:
 
 
 def _stepped(trace: Trace, setup: Setup, stage: int) -> float:
-    """What torch's AdamW holds while it steps a flat master; a part of the model, or a sub-group in stage 3, has one."""
+    """What torch's AdamW holds while it steps a flat master; each part of the model, in stage 3 sub-group, has one."""
     kernel = ("fused" if trace.card else "loop") if setup.kernel == "auto" else setup.kernel
     if kernel == "fused" or setup.offload != "none":
         return 0.0
