@@ -41,7 +41,8 @@ SINGLE = (
     "", "precision=bf16", "freeze=[backbone]", "activation_checkpointing=true", "ema=null,batch.accumulation=2",
     "batch.per_device=1,optimizer.kernel=loop", "batch.per_device=1,optimizer.kernel=foreach",
     "batch.per_device=1,optimizer.kernel=fused", "precision=bf16_stochastic", "precision=bf16_kahan,batch.per_device=1",
-    "freeze=[backbone],frozen_features.parts=[backbone]", "optimizer.name=adamw8bit,batch.per_device=1", "lora.action.rank=4,precision=bf16",
+    "freeze=[backbone],frozen_features.parts=[backbone]",
+    "optimizer.name=adamw8bit,batch.per_device=1", "lora.action.rank=4,precision=bf16",
 )  # fmt: skip
 
 
@@ -55,14 +56,14 @@ def single(case: str) -> dict[str, Any]:
 
 
 def two_processes() -> list[dict[str, Any]]:
-    """DDP and FSDP2, the fuller of two processes."""
-    from measured_engines import CASES, WORLD, measure_cases
+    """DDP, FSDP2 and ZeRO through gloo, the fuller of two processes."""
+    from measured_engines import CASES, WORLD, ZERO_CASES, measure_cases
     from measured_engines import SMALL as SHARED
 
     with tempfile.TemporaryDirectory() as folder:
-        peaks = measure_cases(Path(folder))
+        peaks = measure_cases(Path(folder), (*CASES, *ZERO_CASES))
     rows = []
-    for case in CASES:
+    for case in (*CASES, *ZERO_CASES):
         config = load_run_config([*SHARED, *case.split(",")])
         setup = Setup.of(config, WORLD, WORLD)
         trace = rehearse(config, describe(config), compute=compute_of(setup), card=False)
