@@ -28,8 +28,8 @@ def test_within_three_per_cent_but_for_gloos_copy(peaks, case):
     setup = Setup.of(config, WORLD, WORLD)
     trace = rehearse(config, describe(config), compute=compute_of(setup), card=False)
     foreseen = moments(trace, setup, ema=config.ema is not None).peak()
-    # The same without gloo: test_shards_against_the_allocator.py. gloo reduces a copy, and its threads let go of that when they get to it: the same case gives peaks that differ by
-    # one such buffer from run to run. Cards have no such copy.
+    # gloo reduces a copy, and its threads let go of that when they get to it: the same case gives peaks that differ by
+    # one such buffer from run to run. Cards have no such copy. test_shards_against_the_allocator.py is without gloo.
     copy = max(unit.reduced for unit in units_of(trace, setup).values()) if setup.engine == "fsdp2" else 0.0
     low, high = foreseen.total * (1 - TOLERANCE) - copy, (foreseen.total + copy) * (1 + TOLERANCE)
     assert low <= peaks[case] <= high, str(foreseen)

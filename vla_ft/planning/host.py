@@ -12,7 +12,7 @@ from vla_ft.training.engines.zero_settings import host_bytes
 PROCESS = 3.0 * GIB
 """A training process with CUDA's libraries (general knowledge, not measured)."""
 WORKER = 0.6 * GIB
-"""A data worker before its batches (measured on the CPU: resident memory after importing torch and reading)."""
+"""A data worker before its batches (assumed)."""
 PREFETCH = 2
 """Batches that a worker reads ahead."""
 
