@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from vla_ft.policies.registry import load_policy
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
 from vla_ft.training.preparation import prepare_blocks, prepare_model
-from vla_ft.training.trainer import Losses
 from vla_ft.training.update import update
+
+if TYPE_CHECKING:
+    from vla_ft.training.trainer import Losses
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class SecondUpdate:
         if self._seen != 2:
             return step()
         answers: list[Losses] = []
+        engine.zero_grad()  # as the update does first: what it frees must not be counted against what it takes
         self.measured = measure(lambda: _held(run, engine, []), lambda: answers.append(step())).peak
         return answers[0]
 

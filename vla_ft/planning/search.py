@@ -251,7 +251,7 @@ def _alternatives(config: RunConfig, planner: Planner, target: Target, best: Opt
     for part, count in trained.items():
         if count == 0 or len([c for c in trained.values() if c]) < 2:
             continue
-        freeze = {"freeze": (*config.freeze, part)}
+        freeze: dict[str, Any] = {"freeze": (*config.freeze, part)}
         yield from _alternative(config, planner, target, best, f"{part} frozen", **freeze)
         if part in cached and config.frozen_features is None:
             features = FrozenFeaturesConfig(parts=(part,))
@@ -269,8 +269,9 @@ def _alternative(
     """A method on the engine and with the recomputation of the best option of the asked one: one trace each."""
     engine = best.config.engine if best else ("fsdp2" if target.cards > 1 else config.engine)
     recompute = best.config.activation_checkpointing if best else True
-    for way in ({"engine": engine, "activation_checkpointing": recompute}, {"activation_checkpointing": recompute}):
-        changed = dataclasses.replace(config, **changes, **way)
+    ways: list[dict[str, Any]] = [{"engine": engine}, {}]
+    for way in ways:
+        changed = dataclasses.replace(config, activation_checkpointing=recompute, **changes, **way)
         setup = setup_of(changed, target, planner)
         if refusals(setup):
             continue
