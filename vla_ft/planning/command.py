@@ -17,7 +17,8 @@ from vla_ft.planning.cards import Target, target_of, visible_target
 from vla_ft.planning.forecast import Forecast, Planner
 from vla_ft.planning.imagined import MOCK, describe, imagine
 from vla_ft.planning.measurement import measure_step
-from vla_ft.planning.search import Plan, plan, setup_of
+from vla_ft.planning.options import setup_of
+from vla_ft.planning.search import Plan, plan
 from vla_ft.planning.states import GIB
 from vla_ft.training.compatibility import refuse
 

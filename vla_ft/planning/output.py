@@ -14,7 +14,8 @@ from rich.table import Table
 from vla_ft.checkpoints import write_json
 from vla_ft.planning.cards import Target
 from vla_ft.planning.forecast import Forecast
-from vla_ft.planning.search import Option, Plan
+from vla_ft.planning.options import Option
+from vla_ft.planning.search import Plan
 from vla_ft.planning.states import GIB
 
 PLAN = "plan.json"

@@ -7,50 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from vla_ft.config import FrozenFeaturesConfig, LoraConfig, RunConfig
 from vla_ft.errors import UserError
+from vla_ft.planning.batches import largest_batch
 from vla_ft.planning.cards import Target
-from vla_ft.planning.forecast import Forecast, Planner
+from vla_ft.planning.forecast import Planner
 from vla_ft.planning.margin import margin_bytes
+from vla_ft.planning.options import Option, changes_maths, cost_of, setup_of, words_of
 from vla_ft.planning.states import GIB, states_of
 from vla_ft.training.compatibility import Setup, refusals
-
-LARGEST_BATCH = 4096
-"""Nobody asks for more samples at once."""
-
-GRANULES = 2**20
-"""Bytes: some hundred tensors at once, each up to 511 bytes larger in the allocator than it is."""
-
-ENGINE_COST = {"single": 0, "ddp": 0, "fsdp2": 2, "hsdp": 2, "zero1": 2, "zero2": 3, "zero3": 5}
-OFFLOAD_COST = {"none": 0, "optimizer": 8, "all": 12}
-CHECKPOINTING_COST = 4
-ROUNDING_COST = {"fp32": 0, "bf16": 1, "bf16_kahan": 3, "bf16_stochastic": 3}
-EIGHT_BIT_COST = 2
-KERNEL_COST = 1
-CACHING_COST = 1
-"""It saves work, and asks for disk and a pass over the data first."""
-"""Order of preference, not seconds: a change that costs more work or traffic stands behind one that costs less."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """A setup, what has to be said to get it, and what it holds."""
-
-    config: RunConfig
-    overrides: tuple[str, ...]
-    changes_maths: bool
-    """Other rounding, moments in other precision, or another method altogether."""
-    cost: int
-    forecast: Forecast
-    method: str = ""
-    """What is trained otherwise, for an alternative; empty for the method that was asked for."""
-
-    @property
-    def line(self) -> str:
-        """The overrides, ready to paste."""
-        return " ".join(self.overrides)
 
 
 @dataclass(frozen=True)
@@ -97,12 +62,12 @@ def _options(config: RunConfig, planner: Planner, target: Target) -> tuple[list[
         setup = setup_of(changed, target, planner)
         key = (setup, changed.activation_checkpointing, changed.frozen_features)
         if key not in candidates and not refusals(setup):
-            words = _words(config, changed)
-            rank = (_changes_maths(config, changed), _cost(changed, setup) if words else -1)
+            words = words_of(config, changed)
+            rank = (changes_maths(config, changed), cost_of(changed, setup) if words else -1)
             candidates[key] = (rank, words, changed, setup)
     options: list[Option] = []
     hopeless = 0
-    for (changes_maths, cost), words, changed, setup in sorted(candidates.values(), key=lambda entry: entry[0]):
+    for (changed_maths, cost), words, changed, setup in sorted(candidates.values(), key=lambda entry: entry[0]):
         if any(o.overrides and set(o.overrides) < set(words) and o.forecast.fits(target) for o in options):
             continue
         if len(words) > 1 and options and not options[0].overrides and options[0].forecast.fits(target):
@@ -111,7 +76,7 @@ def _options(config: RunConfig, planner: Planner, target: Target) -> tuple[list[
             hopeless += 1
             continue
         forecast = planner.forecast(changed, setup)
-        options.append(Option(changed, words, changes_maths, cost, forecast))
+        options.append(Option(changed, words, changed_maths, cost, forecast))
     return options, hopeless
 
 
@@ -187,62 +152,6 @@ def _apply(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     )
 
 
-def setup_of(config: RunConfig, target: Target, planner: Planner) -> Setup:
-    """The setup of ``config`` on the target's cards."""
-    local = min(target.cards, planner.local or target.cards)
-    return Setup.of(config, target.cards, local)
-
-
-_FIELDS = ("engine", "precision", "frozen_dtype", "offload", "activation_checkpointing", "shard_group")
-
-
-def _words(asked: RunConfig, changed: RunConfig) -> tuple[str, ...]:
-    """Overrides that lead from one to the other."""
-    words = []
-    for name in _FIELDS:
-        old, new = getattr(asked, name), getattr(changed, name)
-        if old != new and not (name == "engine" and _same_engine(old, new, asked)):
-            words.append(f"{name}={_text(new)}")
-    for name in ("name", "kernel"):
-        if getattr(asked.optimizer, name) != getattr(changed.optimizer, name):
-            words.append(f"optimizer.{name}={getattr(changed.optimizer, name)}")
-    for name in ("per_device", "accumulation"):
-        if getattr(asked.batch, name) != getattr(changed.batch, name):
-            words.append(f"batch.{name}={getattr(changed.batch, name)}")
-    if asked.freeze != changed.freeze:
-        words.append(f"freeze=[{','.join(changed.freeze)}]")
-    if changed.frozen_features is not None and changed.frozen_features != asked.frozen_features:
-        words.append(f"frozen_features.parts=[{','.join(changed.frozen_features.parts)}]")
-    for part, lora in changed.lora.items():
-        if part not in asked.lora:
-            words.append(f"lora.{part}.rank={lora.rank}")
-    return tuple(words)
-
-
-def _same_engine(old: str, new: str, config: RunConfig) -> bool:
-    return old == "auto" and new in ("single", "ddp")
-
-
-def _text(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not isinstance(value, str) else value
-
-
-def _changes_maths(asked: RunConfig, changed: RunConfig) -> bool:
-    return (asked.precision, asked.optimizer.name) != (changed.precision, changed.optimizer.name)
-
-
-def _cost(config: RunConfig, setup: Setup) -> int:
-    return (
-        ENGINE_COST[setup.engine]
-        + OFFLOAD_COST[setup.offload]
-        + CHECKPOINTING_COST * config.activation_checkpointing
-        + ROUNDING_COST[setup.precision]
-        + EIGHT_BIT_COST * (setup.optimizer == "adamw8bit")
-        + KERNEL_COST * (setup.kernel == "foreach")
-        + CACHING_COST * (config.frozen_features is not None)
-    )
-
-
 def _alternatives(config: RunConfig, planner: Planner, target: Target, best: Option | None) -> Iterator[Option]:
     """Training less: each named part frozen, its features cached where they can be, or under adapters. They change
     the method and are never recommended."""
@@ -279,7 +188,7 @@ def _alternative(
             forecast = planner.forecast(changed, setup)
         except UserError:
             return  # a part that cannot be cached after all
-        yield Option(changed, _words(config, changed), True, _cost(changed, setup), forecast, method)
+        yield Option(changed, words_of(config, changed), True, cost_of(changed, setup), forecast, method)
         return
 
 
@@ -309,49 +218,6 @@ def _smaller_batch(config: RunConfig, planner: Planner, target: Target, options:
         forecast = planner.forecast(changed, option.forecast.setup)
         if forecast.fits(target):
             return dataclasses.replace(
-                option, config=changed, overrides=_words(config, changed), forecast=forecast, cost=option.cost + 1
+                option, config=changed, overrides=words_of(config, changed), forecast=forecast, cost=option.cost + 1
             )
     return None
-
-
-def largest_batch(option: Option, planner: Planner, target: Target) -> int:
-    """The most samples per device that fit; 0 when not even one does.
-
-    Every allocation of a step is affine in the batch, so two traces give the line of every moment; what the allocator
-    adds to reach its multiples is not, and is left free.
-    """
-    first = option.config.batch.per_device
-    second = max(1, first // 2) if first > 1 else 2
-    low, high = sorted((first, second))
-    one, two = (_moments(_with_batch(option.config, size), option, planner) for size in (low, high))
-    room = (target.memory_gib * GIB - margin_bytes(option.forecast.setup, 0)) / _margin_growth(option)
-    return _solve(one, two, low, high, room - GRANULES)
-
-
-def _moments(config: RunConfig, option: Option, planner: Planner) -> np.ndarray:
-    """Bytes allocated at each moment of a run: those of a step, and the fullest of making a cache."""
-    caching = planner.trace(config, option.forecast.setup).caching
-    made = [float(caching.peak)] if caching else []
-    return np.append(planner.moments(config, option.forecast.setup).total, made)
-
-
-def _margin_growth(option: Option) -> float:
-    """Bytes needed for each allocated byte, the part of the margin that grows with it included."""
-    setup = option.forecast.setup
-    return 1 + (margin_bytes(setup, GIB) - margin_bytes(setup, 0)) / GIB
-
-
-def _solve(one: np.ndarray, two: np.ndarray, low: int, high: int, room: float) -> int:
-    if len(one) != len(two):  # other kernels at another size: the peaks alone
-        one, two = np.array([one.max()]), np.array([two.max()])
-    slope = (two - one) / (high - low)
-    start = one - slope * low
-    if (start > room).any():
-        return 0
-    growing = slope > 0
-    limit = ((room - start[growing]) / slope[growing]).min() if growing.any() else float(LARGEST_BATCH)
-    return int(min(LARGEST_BATCH, max(0, np.floor(limit))))
-
-
-def _with_batch(config: RunConfig, size: int) -> RunConfig:
-    return dataclasses.replace(config, batch=dataclasses.replace(config.batch, per_device=size))
