@@ -82,6 +82,10 @@ class _Walk:
         self._last = ROOT
         self._before = {unit: order[place - 1] for place, unit in enumerate(order) if place}
         self._done: list[int] = []
+        rounded = setup.precision in ("bf16_stochastic", "bf16_kahan")
+        # HSDP keeps what it reduced over copies until the end of the backward pass (``_all_reduce_state``): beside the
+        # gradients, where it was rounded or added into them.
+        self._keeps_output = setup.engine == "hsdp" and (rounded or setup.accumulation > 1)
         self._every = sum(unit.gradient for unit in units.values())
         self._kept = self._every if setup.accumulation > 1 else 0.0
         """Gradients of earlier micro-batches, reduced. The last micro-batch is the fullest: it has all of them."""
@@ -106,7 +110,12 @@ class _Walk:
         before = self._done[:-1] if unit != ROOT else self._done
         reducing = self.units[before[-1]].reduced if before else 0.0
         own = self.units[unit].gathered if unit != ROOT else 0.0
-        return self.units[ROOT].gathered + own + self._early(self._coming(unit)) + reducing
+        return self.units[ROOT].gathered + own + self._early(self._coming(unit)) + reducing + self._outputs(before)
+
+    def _outputs(self, done: list[int]) -> float:
+        if not self._keeps_output:
+            return 0.0
+        return sum(self.units[one].reduced for one in done) / self.setup.shard_group
 
     def _coming(self, unit: int) -> int:
         """The unit that is gathered early while ``unit`` is differentiated."""
@@ -131,6 +140,7 @@ class _Walk:
             output += own.gradient  # the reduced gradient in the type of the shard
         if not self.card:
             output += own.reduced  # gloo reduces a copy
+        output += self._outputs(done)
         early = self._early(self._before.get(unit, ROOT)) if unit != ROOT else 0.0
         return whole + early + own.reduced + output, self._kept or sum(self.units[one].gradient for one in done)
 
