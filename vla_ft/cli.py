@@ -81,19 +81,23 @@ def _train(arguments: Sequence[str]) -> int:
     if processes > 1:
         return launch(["train", *arguments], processes)
 
+    from vla_ft.planning.command import watched
+    from vla_ft.planning.measurement import SecondUpdate
     from vla_ft.reporting.curves import draw_loss
     from vla_ft.training.trainer import train
 
-    report = train(config)
+    watch = SecondUpdate() if watched(config) else None
+    report = train(config, watch=watch)
     if int(os.environ.get("RANK", "0")) == 0:
         draw_loss(report.folder)
         end = f"stopped by {report.interrupted} at" if report.interrupted else "finished"
         numbers = ", ".join(
             f"{k.split('/')[1]} {v:.4f}" for k, v in report.metrics.items() if k.startswith("validation/")
         )
+        memory = _memory(report.folder, watch.measured if watch else 0)
         said = [f"held out: {numbers}"] if numbers else []
         said += [f"{report.damaged} damaged episodes left out (data.json)"] if report.damaged else []
-        said += [memory] if (memory := _memory(report.folder)) else []
+        said += [memory] if memory else []
         print("; ".join([f"{end} step {report.step}", *said, f"run folder {report.folder}"]))
     return EXIT_INTERRUPTED if report.interrupted else 0
 
@@ -115,13 +119,17 @@ def _foresee(config: RunConfig, processes: int) -> None:
     keep_forecast(Path(config.output), forecast, target)
 
 
-def _memory(folder: Path) -> str:
-    """What this process's card held at most beside what was foreseen, or nothing on the CPU."""
+def _memory(folder: Path, watched: int) -> str:
+    """What this process held at most beside what was foreseen, or nothing where neither was asked for.
+
+    A card's account is torch's own; ``watched`` is that of a run on the CPU, bytes.
+    """
     import torch
 
     from vla_ft.planning.output import beside_measured
 
-    return beside_measured(folder, torch.cuda.max_memory_allocated()) if torch.cuda.is_initialized() else ""
+    measured = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else watched
+    return beside_measured(folder, measured) if measured else ""
 
 
 def _plan(arguments: Sequence[str]) -> int:

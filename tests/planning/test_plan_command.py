@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -84,6 +85,28 @@ def test_the_forecast_stands_beside_the_measured_peak(tmp_path):
     assert line.endswith("foreseen (+2.0%)")
     assert json.loads((tmp_path / PLAN).read_text())["measured"]["error"] == pytest.approx(0.02, abs=1e-4)
     assert beside_measured(tmp_path / "none", 1) == ""
+
+
+def test_a_real_step_is_measured_when_asked(capsys):
+    assert main(["plan", *TINY, "device=cpu", "measure=true"]) == 0
+    said = re.search(r"on this CPU: ([\d.]+) GiB foreseen, ([\d.]+) GiB allocated by a real step \((\S+)%\)",
+                     capsys.readouterr().out)  # fmt: skip
+    assert said is not None
+    foreseen, allocated, error = map(float, said.groups())
+    assert allocated > 0.1 and abs(error) < 3
+    assert foreseen == pytest.approx(allocated, rel=0.03)
+    assert main(["plan", *TINY, "measure=perhaps"]) == 2
+
+
+def test_a_run_on_the_cpu_ends_with_forecast_and_measured_peak(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("VLA_FT_DEVICE", raising=False)
+    words = (*TINY, "device=cpu", "devices=1", "data.workers=0", "steps=2", f"output={tmp_path}")
+    assert main(["train", *words, "plan=warn"]) == 0
+    said = re.search(r"memory: [\d.]+ GiB allocated at most, [\d.]+ GiB foreseen \((\S+)%\)", capsys.readouterr().out)
+    assert said is not None and abs(float(said.group(1))) < 3
+    kept = json.loads((tmp_path / PLAN).read_text())
+    assert kept["target"]["name"] == "this CPU"
+    assert abs(kept["measured"]["error"]) < 0.03
 
 
 def test_a_combination_that_the_table_refuses_is_refused_first():

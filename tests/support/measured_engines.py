@@ -30,6 +30,13 @@ CASES = (
     "engine=fsdp2,activation_checkpointing=true,batch.per_device=16",
 )
 """Words of a configuration, by commas."""
+ZERO_CASES = (
+    "engine=zero2,precision=bf16",
+    "engine=zero2,precision=bf16,batch.per_device=1",
+    "engine=zero2,batch.accumulation=2",
+    "engine=zero1,precision=bf16",
+)
+"""The same; they need DeepSpeed."""
 
 
 def measure_cases(folder: Path, cases: Sequence[str] = CASES) -> dict[str, int]:

@@ -17,7 +17,8 @@ from vla_ft.planning.cards import Target, target_of, visible_target
 from vla_ft.planning.forecast import Forecast, Planner
 from vla_ft.planning.imagined import MOCK, describe, imagine
 from vla_ft.planning.measurement import measure_step
-from vla_ft.planning.search import Plan, plan, setup_of
+from vla_ft.planning.options import setup_of
+from vla_ft.planning.search import Plan, plan
 from vla_ft.planning.states import GIB
 from vla_ft.training.compatibility import refuse
 
@@ -73,7 +74,7 @@ def compare_on_cpu(config: RunConfig) -> str:
     description = _described(config)
     config = dataclasses.replace(config, device="cpu", devices=1)
     planner = Planner(description, card=False)
-    target = Target("this CPU", psutil.virtual_memory().total / GIB, 1)
+    target = this_cpu()
     forecast = planner.forecast(config, setup_of(config, target, planner))
     measured = measure_step(config, description).peak
     error = forecast.peak.total / measured - 1
@@ -84,15 +85,27 @@ def compare_on_cpu(config: RunConfig) -> str:
 
 
 def check_before_training(config: RunConfig, processes: int) -> tuple[Forecast, Target, str] | None:
-    """The forecast of a run that is about to start on cards; None on the CPU and with ``plan=off``.
+    """The forecast of a run that is about to start; None with ``plan=off``, and on the CPU but for ``plan=warn``.
 
     Returns with it a warning, empty when it fits. Raises UserError, with what to say instead, when it cannot fit and
     ``plan`` is ``refuse``.
     """
-    if config.plan == "off" or not _on_a_card(config):
+    card = _on_a_card(config)
+    if config.plan == "off" or not (card or config.plan == "warn"):
         return None
     world = max(processes, int(os.environ.get("WORLD_SIZE", "1")))
-    return judge(config, visible_target(world), Planner(_described(config), local=processes if processes > 1 else None))
+    planner = Planner(_described(config), card=card, local=processes if processes > 1 else None)
+    return judge(config, visible_target(world) if card else this_cpu(world), planner)
+
+
+def watched(config: RunConfig) -> bool:
+    """Whether a run's updates are to be looked at for what they allocate: a card keeps that account by itself."""
+    return config.plan == "warn" and not _on_a_card(config)
+
+
+def this_cpu(processes: int = 1) -> Target:
+    """This machine's memory, divided among so many processes."""
+    return Target("this CPU", psutil.virtual_memory().total / GIB / processes, processes)
 
 
 def judge(config: RunConfig, target: Target, planner: Planner) -> tuple[Forecast, Target, str]:

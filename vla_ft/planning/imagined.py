@@ -63,9 +63,9 @@ def plain_statistics(description: DatasetDescription) -> DatasetStatistics:
     return DatasetStatistics(features=features, source_hash="imagined")
 
 
-def imagine_sample(description: DatasetDescription, processor: Processor) -> Sample:
-    """One sample of zeros, with the window and the keys that a processor asks for."""
-    steps, horizon = processor.window.observation_steps, processor.window.action_horizon
+def imagine_sample(description: DatasetDescription, processor: Processor, steps: int | None = None) -> Sample:
+    """One sample of zeros, with the window that a processor asks for, or ``steps`` observation steps of it."""
+    steps, horizon = steps or processor.window.observation_steps, processor.window.action_horizon
     observation: dict[str, np.ndarray] = {
         f"{IMAGE_PREFIX}{camera}": np.zeros((steps, *size, 3), np.uint8) for camera, size in description.cameras.items()
     }
@@ -81,9 +81,14 @@ def imagine_sample(description: DatasetDescription, processor: Processor) -> Sam
     )
 
 
+def imagined_processor(config: RunConfig, description: DatasetDescription) -> Processor:
+    """The policy's own processor, with statistics that leave numbers as they are."""
+    return load_policy(config.policy).build_processor(config.model, description, plain_statistics(description))
+
+
 def collate_one(config: RunConfig, description: DatasetDescription) -> Batch:
     """A batch of one imagined sample, made by the policy's own processor. Real tensors."""
-    processor = load_policy(config.policy).build_processor(config.model, description, plain_statistics(description))
+    processor = imagined_processor(config, description)
     return processor.collate([imagine_sample(description, processor)])
 
 

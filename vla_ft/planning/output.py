@@ -14,7 +14,8 @@ from rich.table import Table
 from vla_ft.checkpoints import write_json
 from vla_ft.planning.cards import Target
 from vla_ft.planning.forecast import Forecast
-from vla_ft.planning.search import Option, Plan
+from vla_ft.planning.options import Option
+from vla_ft.planning.search import Plan
 from vla_ft.planning.states import GIB
 
 PLAN = "plan.json"
@@ -49,7 +50,7 @@ def print_plan(console: Console, found: Plan) -> None:
 def _add(table: Table, option: Option, target: Target, label: str) -> None:
     forecast = option.forecast
     values = [getattr(forecast.peak, kind) for kind in KINDS]
-    values += [forecast.needed - forecast.peak.total, forecast.needed, forecast.host.peak]
+    values += [forecast.needed - forecast.allocated, forecast.needed, forecast.host.peak]
     fits = forecast.fits(target)
     table.add_row(
         label, *(f"{value / GIB:.2f}" for value in values), "yes" if fits else "no", style="" if fits else "dim"
@@ -66,7 +67,14 @@ def sentences(found: Plan) -> list[str]:
         lines.append(
             f"{trained:,} trained weights, {frozen:,} frozen. As asked it {found.asked.forecast.sentence(found.target)}"
         )
+    if found.hopeless:
+        lines.append(
+            f"{found.hopeless} further combinations are not shown: weights, gradients and moments alone exceed a card."
+        )
     best = found.recommended
+    shown = best or found.asked
+    if shown is not None and shown.forecast.caching is not None:
+        lines.append(shown.forecast.caching_sentence() + ".")
     if best is None:
         lines.append("Nothing that keeps the method fits, not even one sample at a time. Take more or larger cards, or "
                      "one of the other methods above.")  # fmt: skip
@@ -89,6 +97,7 @@ def plan_as_data(found: Plan) -> dict[str, Any]:
         "largest_batch_per_device": found.largest_batch,
         "sentences": sentences(found),
         "steps_traced": found.traced,
+        "left_out_for_their_states": found.hopeless,
     }
 
 
@@ -108,7 +117,7 @@ def bars(found: Plan) -> list[tuple[str, dict[str, float], bool]]:
     for option in (*found.options, *found.alternatives):
         forecast = option.forecast
         parts = {kind: getattr(forecast.peak, kind) / GIB for kind in KINDS}
-        parts["margin"] = (forecast.needed - forecast.peak.total) / GIB
+        parts["margin"] = (forecast.needed - forecast.allocated) / GIB
         label = option.line or "as asked"
         rows.append((label, parts, forecast.fits(found.target)))
     return rows
@@ -130,6 +139,6 @@ def beside_measured(folder: Path, measured: int) -> str:
     kept["measured"] = {"peak_allocated": measured, "error": foreseen / measured - 1}
     write_json(path, kept)
     return (
-        f"memory: {measured / GIB:.2f} GiB allocated at most, {foreseen / GIB:.2f} GiB foreseen "
+        f"memory: {measured / GIB:.3f} GiB allocated at most, {foreseen / GIB:.3f} GiB foreseen "
         f"({kept['measured']['error']:+.1%})"
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,13 @@ class Report:
     damaged: int = 0
 
 
-def train(config: RunConfig, console: Console | None = None) -> Report:
+Losses = tuple[dict[str, float], bool]
+"""What ``update`` returns."""
+Watch = Callable[[Run, Engine, Callable[[], Losses]], Losses]
+"""Calls what it is given, once, and may look at it: every update of a run goes through it."""
+
+
+def train(config: RunConfig, console: Console | None = None, watch: Watch | None = None) -> Report:
     """Train to ``config.steps``, continuing the run in ``config.output`` when there is one. Raises UserError."""
     if config.deterministic:
         use_deterministic_kernels()
@@ -69,7 +77,7 @@ def train(config: RunConfig, console: Console | None = None) -> Report:
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
             print_banner(console, run, engine, [_beginning(run, start), *notes])
-        return _loop(run, store, generators, engine, console)
+        return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()))
 
 
 def _hold_folder(folder: Path, engine: Engine, stack: ExitStack) -> None:
@@ -119,7 +127,9 @@ def _beginning(run: Run, start: Path | None) -> str:
     return f"step {run.state.step} of {start}{done}"
 
 
-def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: Engine, console: Console) -> Report:
+def _loop(
+    run: Run, store: CheckpointStore, generators: dict[str, Any], engine: Engine, console: Console, watch: Watch
+) -> Report:
     state, config = run.state, run.state.config
     batches, held_out = training_batches(run, engine), held_out_loader(run, engine)
     restore_generators(generators, engine.device)  # only now: making the loader's iterator may draw random numbers
@@ -130,7 +140,8 @@ def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: 
         line = stack.enter_context(ProgressLine(console, config.steps, state.step, run.global_batch, engine.is_main))
         tracker = stack.enter_context(_tracker(run)) if engine.is_main else None
         while state.step < config.steps and not stop:
-            losses, stop = update(run, batches, engine, interruption.requested is not None)
+            step = partial(update, run, batches, engine, interruption.requested is not None)
+            losses, stop = watch(run, engine, step)
             due = _due(state.step, config, stop)
             line.update(state.step, losses["loss"], due["log"])
             scalars = _scalars(run, losses, line) if due["log"] else {}
