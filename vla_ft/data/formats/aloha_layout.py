@@ -19,6 +19,8 @@ EPISODE_FILE = re.compile(r"episode_(\d+)\.hdf5")
 COLUMNS = {"action": "action", "proprio": "observations/qpos"}
 """Numeric features and where they lie."""
 IMAGES = "observations/images"
+UNFINISHED = ".unfinished"
+"""Beside the episodes of a set that a writer of whole sets has not finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,11 @@ def list_episodes(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"No dataset at {path}. Expected a folder of episode_<number>.hdf5 files, or one such file.")
+    if (path / UNFINISHED).exists():
+        raise UserError(
+            f"{path} is not finished: what wrote it was interrupted. Give that command again, and it goes on; or remove "
+            f"{path / UNFINISHED} to use the episodes that are there."
+        )
     files = sorted(path.glob("episode_*.hdf5"))
     strange = [p.name for p in files if not EPISODE_FILE.fullmatch(p.name)]
     if strange:
