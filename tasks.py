@@ -138,6 +138,14 @@ def fetch(ctx: Context, gpu: str = "auto", local: bool = False, wheelhouse: str 
 
 
 @task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def data(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
+    """Datasets: `invoke data -- convert from=DIR to=DIR format=lerobot`."""
+    with mistakes():
+        job = jobs.data(jobs.words(args, ctx.remainder))
+    launch(job, gpu, "containers see datasets read-only", wheelhouse)
+
+
+@task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
 def export(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
     """One file of weights from a checkpoint: `invoke export -- checkpoint=runs/act output=act.safetensors`."""
     with mistakes():
@@ -260,4 +268,6 @@ def _print_json(data: object, indent: int | None = 2) -> None:
     print(json.dumps(data, indent=indent))
 
 
-ns = Collection(base, build, doctor, export, fetch, lock, logs, matrix, record, shell, smoke, stop, test, train, use)
+ns = Collection(
+    base, build, data, doctor, export, fetch, lock, logs, matrix, record, shell, smoke, stop, test, train, use
+)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -51,8 +51,8 @@ class DataConfig(ReadConfig):
     __pydantic_config__ = _STRICT
 
     path: str
-    """A folder of demonstrations, or ``mock``: a small real dataset is then written into the run folder and read. With
-    ``mix``, the folder in which its datasets lie."""
+    """A folder of demonstrations; ``hub:owner/name[@revision]``, which ``vla-ft fetch dataset`` brought; or ``mock``: a
+    small real dataset is then written into the run folder and read. With ``mix``, the folder of its datasets."""
     mix: NamedOr[str, dict[str, MixEntry]] | None = None
     """Several datasets instead of one: a published mix by name, or one's own (see ``MixEntry``)."""
     format: str = "auto"
@@ -406,8 +406,10 @@ def _explain(kind: type, entry: Any, prefix: str) -> str:
 def _keys(kind: Any) -> list[str]:
     """Dotted names of a dataclass's fields, nested ones included."""
     names = []
+    hints = get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
-        names.append(item.name)
+        extras = getattr(hints[item.name], "__metadata__", ())
+        names.append(next((alias for extra in extras if (alias := getattr(extra, "alias", None))), item.name))
         default = item.default_factory if item.default_factory is not dataclasses.MISSING else None
         nested = default if dataclasses.is_dataclass(default) else _NESTED.get(item.name)
         if nested is not None:

@@ -53,6 +53,11 @@ def fetch(arguments: Sequence[str]) -> Job:
     return Job("vla_ft", ("fetch", *arguments), service="fetch", in_clone=False)
 
 
+def data(arguments: Sequence[str]) -> Job:
+    """What is done to datasets: ``convert``, ``mock``."""
+    return Job("vla_ft", ("data", *arguments), in_clone=False)
+
+
 def record(arguments: Sequence[str]) -> Job:
     """Demonstrations from the simulator."""
     return Job("vla_ft", ("record", *arguments), extra="sim", in_clone=False)

@@ -16,6 +16,7 @@ from vla_ft.data.formats.writing import (
     Step,
     check_image_format,
     checked_steps,
+    closing_on_error,
     explained,
     only_writer,
     settle,
@@ -59,13 +60,13 @@ class AlohaWriter(DatasetWriter):
         self.sim = action_offset == 0
         self.kept = describe(self._header(), description.cameras, self.path.stem, description.fps)
         self._lock: int | None = None
-        with explained(self.path):
+        with explained(self.path), closing_on_error(self):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = only_writer(self.path)
             numbers = sorted(int(m[1]) for p in self.path.iterdir() if (m := EPISODE_FILE.fullmatch(p.name)))
             self._settle(begun=bool(numbers))
-        if numbers != list(range(len(numbers))):
-            raise UserError(f"{self.path} lacks an episode below number {numbers[-1]}. Remove that folder.")
+            if numbers != list(range(len(numbers))):
+                raise UserError(f"{self.path} lacks an episode below number {numbers[-1]}. Remove that folder.")
         self.done = len(numbers)
 
     def add(self, steps: Iterable[Step], instruction: str) -> None:

@@ -19,6 +19,7 @@ from vla_ft.data.formats.writing import (
     Step,
     check_image_format,
     checked_steps,
+    closing_on_error,
     encode_image,
     explained,
     only_writer,
@@ -58,17 +59,18 @@ class NpzWriter(DatasetWriter):
         self.description = self.kept = description
         self.images, self.jpeg_quality = images, jpeg_quality
         settings = {"description": description.to_json(), "images": images, "jpeg_quality": jpeg_quality}
-        with explained(self.path):
+        self._lock: int | None = None
+        with explained(self.path), closing_on_error(self):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock: int | None = only_writer(self.path)
+            self._lock = only_writer(self.path)
             settle(self.path / _SETTINGS, settings)
             for left in self.path.glob(".episode_*.unfinished"):
                 left.unlink()
-        numbers = sorted(int(m[1]) for p in self.path.iterdir() if (m := EPISODE_FILE.fullmatch(p.name)))
-        if numbers != list(range(len(numbers))):
-            raise UserError(f"{self.path} lacks an episode below {episode_file(numbers[-1])}. Remove that folder.")
+            numbers = sorted(int(m[1]) for p in self.path.iterdir() if (m := EPISODE_FILE.fullmatch(p.name)))
+            if numbers != list(range(len(numbers))):
+                raise UserError(f"{self.path} lacks an episode below {episode_file(numbers[-1])}. Remove that folder.")
+            self._lengths = [self._length(self.path / episode_file(n)) for n in numbers]
         self.done = len(numbers)
-        self._lengths = [self._length(self.path / episode_file(n)) for n in numbers]
 
     def add(self, steps: Iterable[Step], instruction: str) -> None:
         """See ``DatasetWriter.add``."""

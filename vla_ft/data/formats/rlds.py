@@ -251,6 +251,7 @@ class RldsReader(EpisodeReader):
             action_kind=kind or (written.action_kind if written else "unknown"),
             action_mode=mode or (written.action_mode if written else "unknown"),
             gripper=written.gripper if written else "unknown",
+            gripper_dims=written.gripper_dims if written and parts["action_names"] == written.action_names else (),
             fps=float(rate),
         )
 

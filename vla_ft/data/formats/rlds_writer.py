@@ -28,6 +28,7 @@ from vla_ft.data.formats.writing import (
     Step,
     check_image_format,
     checked_steps,
+    closing_on_error,
     encode_image,
     explained,
     only_writer,
@@ -81,7 +82,7 @@ class RldsWriter(DatasetWriter):
             settle(self._marker(self.path), self._settings())
             self._shards = self._list_shards(self.path)
         else:
-            with explained(self._work):
+            with explained(self._work), closing_on_error(self):
                 self._work.mkdir(parents=True, exist_ok=True)
                 self._lock = only_writer(self._work)
                 settle(self._marker(self._work), self._settings())
