@@ -1,4 +1,4 @@
-"""Conversion between all formats: exact where both can be, told where not, and the same bytes after any interruption."""
+"""Conversion between all formats: exact where both can be, told where not; the same bytes whatever interrupts."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_a_blow_from_outside(tmp_path: Path, source: Path, format: str, blow: in
     process.send_signal(blow)
     process.communicate()
     assert process.returncode == -blow
-    with pytest.raises(UserError, match="not finished|no known dataset"):
+    with pytest.raises(UserError, match=r"not finished|no known dataset"):
         open_dataset(tmp_path / "b" / "set")
     assert main(["data", "convert", *words]) == 0
     assert contents(tmp_path / "b") == contents(tmp_path / "a")

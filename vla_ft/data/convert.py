@@ -137,8 +137,8 @@ def steps_of(reader: EpisodeReader, episode: int) -> Iterator[Step]:
             if wrong.any():
                 place = int(np.argmax(wrong))
                 raise DamagedEpisode(
-                    f"{reader.name_of(episode)}: {key} at step {begin + place} is {values[key][place]}, expected finite "
-                    "numbers."
+                    f"{reader.name_of(episode)}: {key} at step {begin + place} is {values[key][place]}, expected "
+                    "finite numbers."
                 )
         for place in range(len(values["action"])):
             yield {key: values[key][place] for key in keys}
@@ -161,8 +161,8 @@ def _write_episodes(
         except DamagedEpisode as error:
             if not skips:
                 raise UserError(
-                    f"{error}\n{writer.done} of {number} episodes are written and kept. Repair the episode and give the "
-                    "same command, or give it with on_damage=skip to leave such episodes out: it goes on from here."
+                    f"{error}\n{writer.done} of {number} episodes are written and kept. Repair the episode and give "
+                    "the same command, or give it with on_damage=skip to leave such episodes out: it goes on from here."
                 ) from error
             journal.skip(episode, str(error))
             say(f"skipped: {error}")

@@ -1,8 +1,8 @@
 """A small real dataset with something to learn, written to disk in any format and read like any other.
 
 A coloured disc lies somewhere in the picture. Its place decides the pose that the joints approach, so a policy must see
-it to predict well; joint positions decide how much of the way is left. The action is a function of picture and joints. All formats hold the
-same episodes.
+it to predict well; joint positions decide how much of the way is left. The action is a function of picture and joints.
+All formats hold the same episodes.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def describe(config: MockConfig) -> DatasetDescription:
     return DatasetDescription(
         name="mock",
         # In the order in which every format's reader names them.
-        cameras={camera: config.image_size for camera in sorted(config.cameras)},
+        cameras=dict.fromkeys(sorted(config.cameras), config.image_size),
         action_names=names,
         action_units=units,
         proprio_names=names,

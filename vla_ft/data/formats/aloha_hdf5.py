@@ -57,8 +57,8 @@ class AlohaHdf5Reader(EpisodeReader):
         ``cameras``: which to read, all by default. ``fps``: steps per second; the files' attribute ``fps`` or 50 by
         default. ``sim``: for files without that attribute. ``instruction``: for files without the attribute
         ``language_instruction``. ``jpeg_channels``: ``bgr`` for recorders that gave RGB frames to OpenCV's encoder,
-        which takes them for BGR (Physical-Intelligence/openpi#304, RoboTwin-Platform/RoboTwin#473). ``action_kind``, ``action_mode``: for sets
-        that keep the layout and not its joint targets.
+        which takes them for BGR (Physical-Intelligence/openpi#304, RoboTwin-Platform/RoboTwin#473). ``action_kind``,
+        ``action_mode``: for sets that keep the layout and not its joint targets.
         """
         if jpeg_channels not in ("rgb", "bgr"):
             raise unknown("jpeg_channels", jpeg_channels, ("rgb", "bgr"))

@@ -45,8 +45,8 @@ def list_episodes(path: Path) -> list[Path]:
         raise UserError(f"No dataset at {path}. Expected a folder of episode_<number>.hdf5 files, or one such file.")
     if (path / UNFINISHED).exists():
         raise UserError(
-            f"{path} is not finished: what wrote it was interrupted. Give that command again, and it goes on; or remove "
-            f"{path / UNFINISHED} to use the episodes that are there."
+            f"{path} is not finished: what wrote it was interrupted. Give that command again, and it goes on; or "
+            f"remove {path / UNFINISHED} to use the episodes that are there."
         )
     files = sorted(path.glob("episode_*.hdf5"))
     strange = [p.name for p in files if not EPISODE_FILE.fullmatch(p.name)]

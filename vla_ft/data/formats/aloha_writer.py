@@ -145,7 +145,8 @@ def _refuse_impossible(description: DatasetDescription) -> None:
     for part, width in (("action", description.action_dim), ("proprio", description.proprio_dim)):
         if not width:
             raise UserError(
-                f"{description.name} has no {part}, and ALOHA's files cannot be without. Name its columns: {part}=[...]."
+                f"{description.name} has no {part}, and ALOHA's files cannot be without. Name its columns: "
+                f"{part}=[...]."
             )
     for camera in description.cameras:
         if "/" in camera or camera in ("", "."):

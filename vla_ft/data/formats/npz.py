@@ -54,7 +54,9 @@ class NpzReader(EpisodeReader):
         open_files: int = 8,
     ) -> None:
         """Open a folder. ``cameras``: which to read, all by default. ``fps``: instead of the one in ``dataset.json``.
-        ``instruction``: for episodes without one. ``action_kind``, ``action_mode``: instead of those there. Raises UserError for a set that is unfinished or damaged."""
+        ``instruction``: for episodes without one. ``action_kind``, ``action_mode``: instead of those there.
+        Raises UserError for a set that is unfinished or damaged.
+        """
         self.path = Path(path)
         described, self.lengths = read_dataset(self.path)
         present = set(os.listdir(self.path))

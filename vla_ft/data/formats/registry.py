@@ -1,4 +1,4 @@
-"""Format names, and how a dataset's format is recognised. A new format is a reader, a writer, and a line here for each."""
+"""Format names, and how a format is recognised. A new format is a reader, a writer, and a line here for each."""
 
 from __future__ import annotations
 
