@@ -311,3 +311,23 @@ def test_memory_does_not_grow_with_an_episode(tmp_path: Path, format: str) -> No
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 5e6
+
+
+@pytest.mark.parametrize("format", sorted(WRITERS))
+def test_what_actions_are_can_be_said_for_every_format(tmp_path: Path, source: Path, format: str) -> None:
+    told(source, tmp_path / "in", format, images=EXACT[format])
+    reader = open_dataset(tmp_path / "in", action_kind="end_effector", action_mode="delta")
+    assert (reader.description.action_kind, reader.description.action_mode) == ("end_effector", "delta")
+    lines = told(tmp_path / "in", tmp_path / "out", "npz", action_kind="end_effector", action_mode="delta")
+    assert not any("action_kind" in line for line in lines)
+    kept = open_dataset(tmp_path / "out").description
+    assert (kept.action_kind, kept.action_mode) == ("end_effector", "delta")
+
+
+def test_rlds_claims_nothing_that_its_files_do_not_say(tmp_path: Path, source: Path) -> None:
+    told(source, tmp_path / "rlds", "rlds")
+    (tmp_path / "rlds" / "1.0.0" / "vla_ft.json").unlink()
+    about = open_dataset(tmp_path / "rlds", fps=10).description
+    assert (about.action_kind, about.action_mode, about.gripper) == ("unknown", "unknown", "unknown")
+    told(tmp_path / "rlds", tmp_path / "npz", "npz", fps=10)
+    assert open_dataset(tmp_path / "npz").description.action_kind == "unknown"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from vla_ft.data.formats.base import DatasetWriter, EpisodeReader
 from vla_ft.data.formats.registry import find_writer, open_dataset, open_writer
@@ -37,7 +37,7 @@ _SAY_EVERY = 10.0
 class ConvertConfig(ReadConfig):
     """What to convert into what; the options of reading are those of ``data`` in a recipe."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     source: Annotated[str, Field(alias="from")]
     target: Annotated[str, Field(alias="to")]

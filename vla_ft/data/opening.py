@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import open_dataset
@@ -26,7 +26,7 @@ Positive = Annotated[int, Field(gt=0)]
 class ReadConfig:
     """How demonstrations are read, whatever they are read for; options that a format does not know are refused."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     cameras: tuple[str, ...] | None = None
     """Cameras to use, in the policy's order; null takes all of the dataset."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,22 @@ def choose_encoder(wanted: str = "auto") -> str:
     )
 
 
+@contextlib.contextmanager
+def _ordinary_scheduling() -> Iterator[None]:
+    """Undo what SVT-AV1 does for root: real-time priority for its threads, the caller's, and so every later child.
+
+    A busy process of that class starves the whole machine. Seen: two cores held for ten minutes.
+    """
+    before = os.sched_getscheduler(0)
+    try:
+        yield
+    finally:
+        for thread in map(int, os.listdir("/proc/self/task")):
+            with contextlib.suppress(ProcessLookupError):
+                if os.sched_getscheduler(thread) != before:
+                    os.sched_setscheduler(thread, before, os.sched_param(0))
+
+
 class VideoEncoder:
     """Writes frames to an mp4; frame i is shown at i / fps. Use as a context manager."""
 
@@ -53,6 +70,8 @@ class VideoEncoder:
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = 1 / rate
         stream.codec_context.thread_count = 1
+        with _ordinary_scheduling():
+            stream.codec_context.open()
         self._stream = stream
         self._frames = 0
 
