@@ -139,10 +139,10 @@ def fetch(ctx: Context, gpu: str = "auto", local: bool = False, wheelhouse: str 
 
 @task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
 def data(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
-    """Datasets: `invoke data -- inspect DIR`, `invoke data -- check DIR`."""
+    """Datasets: `invoke data -- inspect DIR`, `check DIR`, `convert from=DIR to=DIR format=lerobot`."""
     with mistakes():
         job = jobs.data(jobs.words(args, ctx.remainder))
-    launch(job, gpu, "data has no service of its own", wheelhouse)
+    launch(job, gpu, "containers see datasets read-only", wheelhouse)
 
 
 @task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})

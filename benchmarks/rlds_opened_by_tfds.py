@@ -31,7 +31,7 @@ def write(folder: Path) -> None:
     )  # fmt: skip
     rng = np.random.default_rng(0)
     kept: dict[str, np.ndarray] = {}
-    writers = [RldsWriter(folder / kind, description, image_format=kind, shard_bytes=9000) for kind in ("png", "jpeg")]
+    writers = [RldsWriter(folder / kind, description, images=kind, shard_bytes=9000) for kind in ("png", "jpeg")]
     for episode, length in enumerate(LENGTHS):
         steps = [
             {

@@ -35,7 +35,7 @@ def write(folder: Path) -> None:
     from vla_ft.data.formats.rlds_writer import RldsWriter
 
     rng = np.random.default_rng(0)
-    writer = RldsWriter(folder, describe(IMAGE), image_format="jpeg", shard_bytes=16 << 20)
+    writer = RldsWriter(folder, describe(IMAGE), images="jpeg", shard_bytes=16 << 20)
     rows, columns = np.mgrid[: IMAGE[0], : IMAGE[1]]
 
     def steps():
@@ -198,7 +198,7 @@ def write_small(path: Path, episodes: int) -> None:
 
     rlds_writer.os.fsync = lambda _: None
     rng = np.random.default_rng(0)
-    writer = rlds_writer.RldsWriter(path, describe((16, 16)), image_format="jpeg")
+    writer = rlds_writer.RldsWriter(path, describe((16, 16)), images="jpeg")
     images = [np.full((16, 16, 3), i, dtype=np.uint8) for i in range(5)]
     while writer.done < episodes:
         rows = rng.normal(size=(5, 15))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -25,10 +26,12 @@ USAGE = """vla-ft COMMAND [key=value ...]
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
   export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
+            dataset OWNER/NAME@REV [to=DIR]    a LeRobot dataset, which data.path=hub:OWNER/NAME@REV then finds
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
-  mock      output=DIR key=value ...      write a small mock dataset
   data      inspect PATH key=value ...         what a dataset holds: tables, a contact sheet, plots over time
             check PATH [on_damage=skip] ...    all that is wrong with it, by episode, step and field
+            convert from=PATH to=DIR format=NAME ...   from any format to another, exact where both can
+            mock output=DIR format=NAME ...    write a small mock dataset
   recipe    from-data PATH policy=act ...      a complete recipe for a dataset, and what could not be known
   recipes                                 list recipes; `recipes NAME` prints one
   selftest                                prove this environment: versions, CUDA, architectures, backends, policies
@@ -178,8 +181,10 @@ def _smoke(arguments: Sequence[str]) -> int:
 def _evaluate(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
+    from vla_ft.weights.datasets import local_dataset
 
-    print(evaluate(from_arguments(EvaluationConfig, arguments, "vla-ft evaluate")))
+    config = from_arguments(EvaluationConfig, arguments, "vla-ft evaluate")
+    print(evaluate(dataclasses.replace(config, data=str(local_dataset(config.data)))))
     return 0
 
 
@@ -197,6 +202,8 @@ def _fetch(arguments: Sequence[str]) -> int:
     from vla_ft.weights.catalogue import find_entry
     from vla_ft.weights.fetching import fetch, print_listing
 
+    if arguments and arguments[0] == "dataset":
+        return _fetch_dataset(arguments[1:])
     names = [word for word in arguments if "=" not in word]
     options = dict(word.split("=", 1) for word in arguments if "=" in word)
     wrong = [key for key in options if key not in ("to", "files")]
@@ -212,6 +219,23 @@ def _fetch(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _fetch_dataset(arguments: Sequence[str]) -> int:
+    from pathlib import Path
+
+    from vla_ft.weights.datasets import dataset_entry
+    from vla_ft.weights.fetching import fetch
+
+    names = [word for word in arguments if "=" not in word]
+    places = [word.removeprefix("to=") for word in arguments if word.startswith("to=")]
+    if len(names) != 1 or len(names) + len(places) != len(arguments) or len(places) > 1:
+        raise UserError(
+            f"vla-ft fetch dataset takes one owner/name[@revision] and to=DIR; it was given '{' '.join(arguments)}'."
+        )
+    to = Path(places[0]).expanduser() if places else None
+    fetch(dataset_entry(names[0]), to, lambda line: print(line, flush=True))
+    return 0
+
+
 def _record(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.simulation.record import RecordConfig, record
@@ -220,7 +244,30 @@ def _record(arguments: Sequence[str]) -> int:
     return 0 if record(config).kept == config.episodes else 1
 
 
-def _mock(arguments: Sequence[str]) -> int:
+def _without_dashes(words: Sequence[str]) -> list[str]:
+    """``--format rlds`` and ``--format=rlds`` as ``format=rlds``."""
+    plain: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("--") and "=" not in word:
+            word = f"{word}={next(rest, '')}"
+        key, equals, value = word.partition("=")
+        plain.append(f"{key[2:].replace('-', '_')}={value}" if key.startswith("--") else f"{key}{equals}{value}")
+    return plain
+
+
+def _data_convert(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.data.convert import ConvertConfig, convert
+    from vla_ft.weights.datasets import local_dataset
+
+    config = from_arguments(ConvertConfig, arguments, "vla-ft data convert")
+    config = dataclasses.replace(config, source=str(local_dataset(config.source)))
+    convert(config, lambda line: print(line, flush=True))
+    return 0
+
+
+def _data_mock(arguments: Sequence[str]) -> int:
     from pathlib import Path
 
     from vla_ft.config import from_arguments
@@ -228,14 +275,14 @@ def _mock(arguments: Sequence[str]) -> int:
 
     outputs = [word for word in arguments if word.startswith("output=")]
     if len(outputs) != 1:
-        raise UserError("vla-ft mock needs output=DIR, the folder to write.")
+        raise UserError("vla-ft data mock needs output=DIR, the folder to write.")
     rest = [word for word in arguments if not word.startswith("output=")]
-    print(write_mock(Path(outputs[0].removeprefix("output=")), from_arguments(MockConfig, rest, "vla-ft mock")))
+    print(write_mock(Path(outputs[0].removeprefix("output=")), from_arguments(MockConfig, rest, "vla-ft data mock")))
     return 0
 
 
 def _data(arguments: Sequence[str]) -> int:
-    return _verb("data", DATA_VERBS, arguments)
+    return _verb("data", DATA_VERBS, [*arguments[:1], *_without_dashes(arguments[1:])])
 
 
 def _verb(command: str, verbs: dict[str, Callable[[Sequence[str]], int]], arguments: Sequence[str]) -> int:
@@ -317,7 +364,12 @@ def _selftest(arguments: Sequence[str]) -> int:
     return selftest(list(arguments))
 
 
-DATA_VERBS: dict[str, Callable[[Sequence[str]], int]] = {"inspect": _data_inspect, "check": _data_check}
+DATA_VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "inspect": _data_inspect,
+    "check": _data_check,
+    "convert": _data_convert,
+    "mock": _data_mock,
+}
 RECIPE_VERBS: dict[str, Callable[[Sequence[str]], int]] = {"from-data": _recipe_from_data}
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
@@ -327,7 +379,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": _export,
     "fetch": _fetch,
     "record": _record,
-    "mock": _mock,
     "data": _data,
     "recipe": _recipe,
     "recipes": _recipes,

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,7 +22,7 @@ from vla_ft.data.augmentation import AugmentationConfig, RecipeName, find_augmen
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.mock import MockConfig
-from vla_ft.data.opening import MixEntry, find_mix, open_mixture, open_part, resized_reader
+from vla_ft.data.opening import MixEntry, Positive, ReadConfig, find_mix, open_mixture, open_part, resized_reader
 from vla_ft.errors import UserError, nearest, unknown
 from vla_ft.policies.registry import load_policy
 
@@ -30,7 +30,6 @@ RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "act-mock"
 _STRICT = ConfigDict(extra="forbid")
 
-Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 EngineName = Literal["auto", "single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
@@ -50,46 +49,23 @@ NamedOr = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(ReadConfig):
     """Which demonstrations, and how they are read."""
 
     __pydantic_config__ = _STRICT
 
     path: str
-    """A folder of demonstrations, or ``mock``: a small real dataset is then written into the run folder and read. With
-    ``mix``, the folder in which its datasets lie."""
+    """A folder of demonstrations; ``hub:owner/name[@revision]``, which ``vla-ft fetch dataset`` brought; or ``mock``: a
+    small real dataset is then written into the run folder and read. With ``mix``, the folder of its datasets."""
     mix: NamedOr[str, dict[str, MixEntry]] | None = None
     """Several datasets instead of one: a published mix by name, or one's own (see ``MixEntry``)."""
     format: str = "auto"
-    cameras: tuple[str, ...] | None = None
-    """Cameras to use, in the policy's order; null takes all of the dataset."""
-    fps: float | None = None
-    """Frames per second when the files do not say."""
-    sim: bool | None = None
-    """ALOHA files without the attribute ``sim``: whether actions begin with their observation (true, simulation) or one
-    step early (false, real robots)."""
-    instruction: str | None = None
-    """Language instruction of episodes that carry none."""
-    jpeg_channels: Literal["rgb", "bgr"] | None = None
-    """Colour order of encoded images; ``bgr`` for recorders that gave RGB frames to OpenCV."""
-    split: str | None = None
-    """Which part of a dataset that has named parts (RLDS: ``train``, ``val``, ``train+val``, ``all``)."""
-    action: tuple[str, ...] | None = None
-    """Columns that are joined to the action vector, in formats whose columns have names; null takes the usual one."""
-    proprio: tuple[str, ...] | None = None
-    """The same for proprioception."""
-    image_size: tuple[Positive, Positive] | None = None
-    """(height, width) that every camera is resized to, as published RLDS loaders do (Lanczos3); null keeps sizes."""
     augmentation: NamedOr[RecipeName, AugmentationConfig] = "none"
     """Of training images: a published recipe (``cogact``, ``pizero``) or one's own ranges."""
     drop_unlabeled: bool | None = None
     """Leave out episodes without an instruction, with a count; null does so for published mixes alone, as they do."""
     steps_per_episode: Positive | None = None
     """At most so many steps of an episode in each pass over the data, others in the next (open-pi-zero: 100)."""
-    action_kind: Literal["joint", "end_effector"] | None = None
-    """What an action is, for formats that do not record it; for the record, nothing is converted."""
-    action_mode: Literal["absolute", "delta"] | None = None
-    """Whether actions are targets or changes, for formats that do not record it."""
     on_damage: Literal["error", "skip"] = "error"
     """An episode whose numbers cannot be read or are not finite ends the run, or is left out, with a count. Which are,
     is found before the run by reading all numbers; an image that cannot be read is an error either way."""
@@ -99,13 +75,8 @@ class DataConfig:
     mock: MockConfig = field(default_factory=MockConfig)
 
     def reader_options(self) -> dict[str, Any]:
-        """The reader's own options that were given; one that a format does not know is refused by name."""
-        names = (
-            "fps", "sim", "instruction", "jpeg_channels", "split", "action", "proprio", "action_kind", "action_mode",
-        )  # fmt: skip
-        options = {name: getattr(self, name) for name in names}
-        given = {name: value for name, value in options.items() if value is not None}
-        return given | ({"tolerant": True} if self.on_damage == "skip" else {})
+        """The reader's own options; under ``skip`` damaged episodes are told when they are read, not at opening."""
+        return super().reader_options() | ({"tolerant": True} if self.on_damage == "skip" else {})
 
     @property
     def augmented(self) -> bool:
@@ -462,8 +433,10 @@ def _explain(kind: type, entry: Any, prefix: str) -> str:
 def _keys(kind: Any) -> list[str]:
     """Dotted names of a dataclass's fields, nested ones included."""
     names = []
+    hints = get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
-        names.append(item.name)
+        extras = getattr(hints[item.name], "__metadata__", ())
+        names.append(next((alias for extra in extras if (alias := getattr(extra, "alias", None))), item.name))
         default = item.default_factory if item.default_factory is not dataclasses.MISSING else None
         nested = default if dataclasses.is_dataclass(default) else _NESTED.get(item.name)
         if nested is not None:

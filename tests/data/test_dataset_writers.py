@@ -37,11 +37,11 @@ def maker(request: pytest.FixtureRequest) -> Callable[[Path], DatasetWriter]:
     return MAKERS[request.param]
 
 
-@pytest.mark.parametrize("image_format", ["png", "jpeg", "raw"])
-def test_round_trips(tmp_path: Path, image_format: str) -> None:
-    tolerance = 3 if image_format == "jpeg" else 0
-    for kind in (NpzWriter, RldsWriter)[: 1 if image_format == "raw" else 2]:
-        writer = kind(tmp_path / kind.__name__, DESCRIPTION, image_format=image_format)
+@pytest.mark.parametrize("images", ["png", "jpeg", "raw"])
+def test_round_trips(tmp_path: Path, images: str) -> None:
+    tolerance = 3 if images == "jpeg" else 0
+    for kind in (NpzWriter, RldsWriter)[: 1 if images == "raw" else 2]:
+        writer = kind(tmp_path / kind.__name__, DESCRIPTION, images=images)
         write_all(writer)
         writer.finish()
         assert_equal(open_dataset(tmp_path / kind.__name__), tolerance)
@@ -215,10 +215,10 @@ def test_other_settings_and_other_writers_are_refused(maker: Callable, tmp_path:
         maker(tmp_path / "set")
     write_all(writer, 1)
     writer.close()
-    with pytest.raises(UserError, match=r"begun with other settings \(image_format"):
-        type(writer)(tmp_path / "set", DESCRIPTION, image_format="jpeg")
+    with pytest.raises(UserError, match=r"begun with other settings \(images"):
+        type(writer)(tmp_path / "set", DESCRIPTION, images="jpeg")
     with pytest.raises(UserError, match="Unknown image format 'gif'"):
-        type(writer)(tmp_path / "other", DESCRIPTION, image_format="gif")
+        type(writer)(tmp_path / "other", DESCRIPTION, images="gif")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Cannot write to"):
         maker(tmp_path / "file")

@@ -43,7 +43,7 @@ def test_what_numpy_writes(npz_set: Path, save: Callable) -> None:
 
 
 def test_raw_pixels_by_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = NpzWriter(tmp_path / "set", DESCRIPTION, image_format="raw")
+    writer = NpzWriter(tmp_path / "set", DESCRIPTION, images="raw")
     write_all(writer)
     reader = open_dataset(writer.finish(), cameras=["wrist"])
     assert list(reader.description.cameras) == ["wrist"]

@@ -103,8 +103,10 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(
             Seen(self.command, path, get("authorization"), get("range"), get("host", "")),
         )
-        if path.startswith("/api/models/"):
-            self._info(*path.removeprefix("/api/models/").split("/revision/"))
+        kind = "datasets/" if path.startswith(("/api/datasets/", "/datasets/")) else ""
+        if path.startswith(api := f"/api/{kind or 'models/'}"):
+            name, revision = path.removeprefix(api).split("/revision/")
+            self._info(f"{kind}{name}", revision)
         elif path.startswith("/storage/"):
             content = next(
                 c for r in self.hub.repositories.values() for c in r.files.values() if sha256(c) == path.split("/")[2]

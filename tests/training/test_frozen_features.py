@@ -165,7 +165,7 @@ def test_killed_before_the_manifest_goes_on_under_shards(tmp_path: Path, cached:
 
 
 def test_two_processes_leave_when_one_of_them_meets_a_damaged_frame(tmp_path: Path) -> None:
-    mock = dataclasses.replace(configured(tmp_path).data.mock, compress=True)
+    mock = dataclasses.replace(configured(tmp_path).data.mock, images="jpeg")
     data = shutil.copytree(write_mock(tmp_path, mock), tmp_path / "data")
     lengths = AlohaHdf5Reader(data).lengths
     assert lengths[0] < 20  # row 12 lies in the second shard, the other process's

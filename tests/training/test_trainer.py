@@ -181,7 +181,7 @@ def test_missing_data(tmp_path, capsys):
 
 
 def mock_set(folder, *words):
-    assert main(["mock", f"output={folder}", "episodes=3", "min_length=8", "max_length=8", *words]) == 0
+    assert main(["data", "mock", f"output={folder}", "episodes=3", "min_length=8", "max_length=8", *words]) == 0
     return next(folder.glob("mock_*"))
 
 
@@ -221,7 +221,7 @@ def test_a_mistake_that_one_process_alone_can_see(tmp_path):
 
 
 def test_a_frame_that_one_process_alone_cannot_read(tmp_path):
-    data = mock_set(tmp_path, "compress=true", "image_size=[32,32]")
+    data = mock_set(tmp_path, "images=jpeg", "image_size=[32,32]")
     with h5py.File(data / "episode_1.hdf5", "r+") as file:
         frames = file["observations/images/top"]
         frames[5] = np.zeros_like(frames[5])
@@ -249,7 +249,7 @@ def test_further_mistakes(tmp_path, capsys, words, message):
 
 
 def test_a_mistyped_key_of_the_mock_is_refused(tmp_path, capsys):
-    assert main(["mock", f"output={tmp_path}", "episods=3"]) == 2
+    assert main(["data", "mock", f"output={tmp_path}", "episods=3"]) == 2
     assert "Unknown key 'episods'. Did you mean 'episodes'?" in capsys.readouterr().err
 
 

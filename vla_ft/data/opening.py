@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import open_dataset
@@ -18,6 +18,47 @@ from vla_ft.data.standardize import STANDARDIZATIONS, find_standardization
 from vla_ft.data.standardize.reader import StandardizedReader
 from vla_ft.data.wrapping import NamedReader, ResizedReader
 from vla_ft.errors import UserError, unknown
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadConfig:
+    """How demonstrations are read, whatever they are read for; options that a format does not know are refused."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    cameras: tuple[str, ...] | None = None
+    """Cameras to use, in the policy's order; null takes all of the dataset."""
+    fps: float | None = None
+    """Frames per second when the files do not say."""
+    sim: bool | None = None
+    """ALOHA files without the attribute ``sim``: whether actions begin with their observation (true, simulation) or one
+    step early (false, real robots)."""
+    instruction: str | None = None
+    """Language instruction of episodes that carry none."""
+    jpeg_channels: Literal["rgb", "bgr"] | None = None
+    """Colour order of encoded images; ``bgr`` for recorders that gave RGB frames to OpenCV."""
+    split: str | None = None
+    """Which part of a dataset that has named parts (RLDS: ``train``, ``val``, ``train+val``, ``all``)."""
+    action: tuple[str, ...] | None = None
+    """Columns that are joined to the action vector, in formats whose columns have names; null takes the usual one."""
+    proprio: tuple[str, ...] | None = None
+    """The same for proprioception."""
+    image_size: tuple[Positive, Positive] | None = None
+    """(height, width) that every camera is resized to, as published RLDS loaders do (Lanczos3); null keeps sizes."""
+    action_kind: Literal["joint", "end_effector"] | None = None
+    """What an action is, for formats that do not record it; for the record, nothing is converted."""
+    action_mode: Literal["absolute", "delta"] | None = None
+    """Whether actions are targets or changes, for formats that do not record it."""
+
+    def reader_options(self) -> dict[str, Any]:
+        """The reader's own options that were given."""
+        names = (
+            "fps", "sim", "instruction", "jpeg_channels", "split", "action", "proprio", "action_kind", "action_mode",
+        )  # fmt: skip
+        options = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

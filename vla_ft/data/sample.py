@@ -12,6 +12,10 @@ IMAGE_PREFIX = "image_"
 """Observation keys of cameras are ``image_<camera>``."""
 
 
+ActionKind = Literal["joint", "end_effector", "unknown"]
+ActionMode = Literal["absolute", "delta", "unknown"]
+
+
 class Task(TypedDict):
     """What the robot was told to do."""
 
@@ -48,8 +52,8 @@ class DatasetDescription:
     action_units: tuple[str, ...]
     proprio_names: tuple[str, ...]
     proprio_units: tuple[str, ...]
-    action_kind: Literal["joint", "end_effector", "unknown"]
-    action_mode: Literal["absolute", "delta", "unknown"]
+    action_kind: ActionKind
+    action_mode: ActionMode
     gripper: str
     fps: float
     gripper_dims: tuple[int, ...] = ()

@@ -49,6 +49,10 @@ class WrappedReader(EpisodeReader):
         """What changes observations read from the same files."""
         return self.inner.reading()  # type: ignore[attr-defined, no-any-return]
 
+    def unread(self) -> list[str]:
+        """See ``EpisodeReader.unread``."""
+        return self.inner.unread()
+
     def name_of(self, episode: int) -> str:
         """See ``EpisodeReader.name_of``."""
         return self.inner.name_of(episode)

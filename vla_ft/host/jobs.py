@@ -59,7 +59,7 @@ def plan(arguments: Sequence[str]) -> Job:
 
 
 def data(arguments: Sequence[str]) -> Job:
-    """What is done to datasets: ``inspect``, ``check``."""
+    """What is done to datasets: ``inspect``, ``check``, ``convert``, ``mock``."""
     return Job("vla_ft", ("data", *arguments), in_clone=False)
 
 

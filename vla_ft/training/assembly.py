@@ -31,6 +31,7 @@ from vla_ft.training.frozen_features import Cached, cache_features
 from vla_ft.training.preparation import prepare_blocks, prepare_model
 from vla_ft.training.randomness import seed_everything
 from vla_ft.training.state import TrainingState
+from vla_ft.weights.datasets import local_dataset
 from vla_ft.weights.places import resolve
 
 MOCK = "mock"
@@ -221,7 +222,7 @@ def _statistics(config: RunConfig, reader: EpisodeReader, split: EpisodeSplit) -
 
 def _open(config: RunConfig, engine: Engine) -> tuple[EpisodeReader, str]:
     data = config.data
-    path = data.path
+    path = str(local_dataset(data.path))
     if path == MOCK:
         path = str(on_main(engine, lambda: write_mock(Path(config.output), data.mock)))
     return data.open(path), path

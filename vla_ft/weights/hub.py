@@ -70,9 +70,8 @@ def list_files(entry: Entry) -> tuple[str | None, dict[str, FileRecord]]:
     assert entry.repository is not None
     with translated(entry, endpoint()):
         api = HfApi(endpoint=endpoint(), token=token() or False)
-        info = api.model_info(
-            entry.repository, revision=entry.revision or "main", files_metadata=True, timeout=_ANSWER_SECONDS
-        )
+        ask = api.dataset_info if entry.kind == "dataset" else api.model_info
+        info = ask(entry.repository, revision=entry.revision or "main", files_metadata=True, timeout=_ANSWER_SECONDS)
     files = {}
     for sibling in info.siblings or []:
         if entry.wants(sibling.rfilename) and sibling.size is not None:
@@ -86,7 +85,7 @@ def locate(entry: Entry, path: str, revision: str | None, expected: FileRecord) 
     if entry.url is not None:
         return Location(entry.url, {"Accept-Encoding": "identity"})
     assert entry.repository is not None and revision is not None
-    url = hf_hub_url(entry.repository, path, revision=revision, endpoint=endpoint())
+    url = hf_hub_url(entry.repository, path, repo_type=entry.kind, revision=revision, endpoint=endpoint())
     with translated(entry, endpoint()):
         found = get_hf_file_metadata(url, token=token() or False, timeout=_ANSWER_SECONDS, endpoint=endpoint())
     if found.commit_hash != revision or found.etag not in (expected.blob, expected.sha256):
@@ -152,7 +151,7 @@ def unreachable(entry: Entry, host: str, why: str) -> UserError:
 
     place = place_of(entry)
     return UserError(
-        f"Cannot reach {host} ({why}). Without network: run `vla-ft fetch {entry.name} to=DIR` on a machine that has "
+        f"Cannot reach {host} ({why}). Without network: run `{entry.command} to=DIR` on a machine that has "
         f"it, copy DIR here as {place} (or set VLA_FT_WEIGHTS to the folder above it), and run this command again: "
         "it checks every hash and needs no network. What has arrived already is kept."
     )

@@ -102,13 +102,16 @@ def resolve(name_or_path: str | Path) -> Path:
         if any(sign in text for sign in _PATH_SIGNS):
             return path  # whoever opens it says that it is not there
         raise UserError(f"There is no file '{text}' here. {unknown('weights', text, load_catalogue())}")
+    return resolve_entry(entry)
+
+
+def resolve_entry(entry: Entry) -> Path:
+    """The file or folder that a fetched entry stands for. Raises UserError when it was not fetched or is not whole."""
     folder = place_of(entry)
     record = read_record(folder)
     if record is None:
-        raise UserError(
-            f"The weights '{text}' are not on this machine (looked in {folder}). Run `vla-ft fetch {text}`."
-        )
-    return _loadable(folder, record, f"vla-ft fetch {text}")
+        raise UserError(f"{entry.words} not on this machine (looked in {folder}). Run `{entry.command}`.")
+    return _loadable(folder, record, entry.command)
 
 
 def _fetchable(text: str) -> Entry | None:
@@ -126,7 +129,7 @@ def _loadable(folder: Path, record: Record, command: str) -> Path:
     lost = _lost(folder, record)
     if not record.complete or lost:
         reason = f"{lost[0]} is missing or has another size" if record.complete else "the download was interrupted"
-        raise UserError(f"The weights '{record.name}' in {folder} are not whole: {reason}. Run `{command}`.")
+        raise UserError(f"'{record.name}' in {folder} is not whole: {reason}. Run `{command}`.")
     return folder / record.load if record.load else folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from vla_ft.data.formats.aloha_layout import (
 )
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.hdf5_files import OpenFiles, open_hdf5
-from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
+from vla_ft.data.sample import IMAGE_PREFIX, ActionKind, ActionMode, DatasetDescription
 from vla_ft.errors import UserError, unknown
 
 DEFAULT_FPS = 50.0
@@ -49,6 +50,8 @@ class AlohaHdf5Reader(EpisodeReader):
         instruction: str = "",
         name: str | None = None,
         jpeg_channels: Literal["rgb", "bgr"] = "rgb",
+        action_kind: ActionKind = "joint",
+        action_mode: ActionMode = "absolute",
         open_files: int = 8,
         tolerant: bool = False,
     ) -> None:
@@ -60,7 +63,8 @@ class AlohaHdf5Reader(EpisodeReader):
         ``cameras``: which to read, all by default. ``fps``: steps per second; the files' attribute ``fps`` or 50 by
         default. ``sim``: for files without that attribute. ``instruction``: for files without the attribute
         ``language_instruction``. ``jpeg_channels``: ``bgr`` for recorders that gave RGB frames to OpenCV's encoder,
-        which takes them for BGR (Physical-Intelligence/openpi#304, RoboTwin-Platform/RoboTwin#473).
+        which takes them for BGR (Physical-Intelligence/openpi#304, RoboTwin-Platform/RoboTwin#473). ``action_kind``,
+        ``action_mode``: for sets that keep the layout and not its joint targets.
         """
         if jpeg_channels not in ("rgb", "bgr"):
             raise unknown("jpeg_channels", jpeg_channels, ("rgb", "bgr"))
@@ -83,7 +87,8 @@ class AlohaHdf5Reader(EpisodeReader):
         self._fingerprint: str | None = None
         self._encoded = {camera for camera in chosen if headers[0].cameras[camera] is None}
         sizes = {camera: headers[0].cameras[camera] or self._encoded_size(camera) for camera in chosen}
-        self.description = describe(headers[0], sizes, name or self.path.stem, fps)
+        described = describe(headers[0], sizes, name or self.path.stem, fps)
+        self.description = dataclasses.replace(described, action_kind=action_kind, action_mode=action_mode)
         self.assumed = _assumed(headers[0], fps)
 
     def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -146,6 +151,23 @@ class AlohaHdf5Reader(EpisodeReader):
     def reading(self) -> dict[str, str]:
         """See ``EpisodeReader.reading``."""
         return {"jpeg_channels": self.jpeg_channels} if self._encoded else {}
+
+    def unread(self) -> list[str]:
+        """See ``EpisodeReader.unread``; of the first file."""
+        found: list[str] = []
+        read = {*COLUMNS.values(), *(f"{IMAGES}/{camera}" for camera in self.description.cameras)}
+
+        def look(name: str, member: h5py.HLObject) -> None:
+            if not isinstance(member, h5py.Dataset):
+                return
+            if name not in read:
+                found.append(name)
+            elif name in COLUMNS.values() and not np.can_cast(member.dtype, np.float32):
+                found.append(f"{name} beyond float32 (it is {member.dtype})")
+
+        with open_hdf5(self.paths[0]) as file:
+            file.visititems(look)
+        return found
 
     def close(self) -> None:
         """Close the files that this process opened; the next read opens them again."""

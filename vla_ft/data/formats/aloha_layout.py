@@ -22,6 +22,8 @@ COLUMNS = {"action": "action", "proprio": "observations/qpos"}
 IMAGES = "observations/images"
 TIMES = ("observations/timestamp", "observations/timestamps", "timestamp", "timestamps")
 """Where some recorders keep a clock; ALOHA's own has none."""
+UNFINISHED = ".unfinished"
+"""Beside the episodes of a set that a writer of whole sets has not finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,11 @@ def list_episodes(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"No dataset at {path}. Expected a folder of episode_<number>.hdf5 files, or one such file.")
+    if (path / UNFINISHED).exists():
+        raise UserError(
+            f"{path} is not finished: what wrote it was interrupted. Give that command again, and it goes on; or "
+            f"remove {path / UNFINISHED} to use the episodes that are there."
+        )
     files = sorted(path.glob("episode_*.hdf5"))
     strange = [p.name for p in files if not EPISODE_FILE.fullmatch(p.name)]
     if strange:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -63,6 +64,10 @@ class EpisodeReader(ABC):
         """Options of this reader that change the values of observations read from the same files."""
         return {}
 
+    def unread(self) -> list[str]:
+        """What the files hold and ``read`` does not give, in words, such as ``observations/qvel``."""
+        return []
+
     @abstractmethod
     def name_of(self, episode: int) -> str:
         """How a person finds this episode: its file name or index, for messages."""
@@ -72,9 +77,21 @@ class DatasetWriter(ABC):
     """Writes a dataset episode by episode, in memory that does not grow with it.
 
     Crash-safe: a reader sees whole episodes or none. A writer that is opened on what an interrupted one left goes on
-    after the ``done`` episodes that are already there, and the result is the same, byte for byte.
+    after the ``done`` episodes that are already there, and the result is the same, byte for byte. Opened on what was
+    finished with the same settings, ``done`` counts its episodes, and ``finish`` leaves it as it is.
+
+    Constructed as ``Writer(folder, description, images=..., **options)``; ``registry.WRITERS`` lists them.
     """
 
+    IMAGES: ClassVar[tuple[str, ...]]
+    """How pictures can be stored (``images=``), the default first."""
+    LOSSY: ClassVar[frozenset[str]] = frozenset({"jpeg", "video"})
+    """Which of them do not give the same pixels back."""
+    HOLDS_OFFSET: ClassVar[bool] = False
+    """Whether the format can say ``EpisodeReader.action_offset``; its writer then takes ``action_offset=``."""
+
+    kept: DatasetDescription
+    """What a reader of the finished dataset says about it: less than was given where the format has no place for it."""
     done: int
     """Episodes that are committed. ``add`` writes number ``done`` next."""
 
@@ -87,3 +104,7 @@ class DatasetWriter(ABC):
     @abstractmethod
     def finish(self) -> Path:
         """Write what belongs to the dataset as a whole, and return its folder; before that no reader opens it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let another process write the folder. What is committed stays, and a later writer goes on."""

@@ -10,7 +10,7 @@ from typing import Any
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.errors import UserError
 
-_CHOICES = {"action_kind": ("joint", "end_effector"), "action_mode": ("absolute", "delta")}
+_CHOICES = {"action_kind": ("joint", "end_effector", "unknown"), "action_mode": ("absolute", "delta", "unknown")}
 _NAMES = ("action_names", "action_units", "proprio_names", "proprio_units")
 
 

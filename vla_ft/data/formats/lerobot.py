@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -22,10 +21,11 @@ from vla_ft.data.formats.lerobot_layout import (
     load_tasks,
     video_file,
 )
+from vla_ft.data.formats.lerobot_tables import COUNTERS
 from vla_ft.data.formats.open_descriptors import OpenDescriptors
 from vla_ft.data.formats.parquet_pages import read_value
 from vla_ft.data.formats.video_frames import VideoFiles
-from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
+from vla_ft.data.sample import IMAGE_PREFIX, ActionKind, ActionMode, DatasetDescription
 from vla_ft.errors import UserError, unknown
 
 _DAMAGED_IMAGE = (
@@ -56,8 +56,8 @@ class LeRobotReader(EpisodeReader):
         action: Sequence[str] = ("action",),
         proprio: Sequence[str] = ("observation.state",),
         instruction: str = "",
-        action_kind: Literal["joint", "end_effector", "unknown"] = "unknown",
-        action_mode: Literal["absolute", "delta", "unknown"] = "unknown",
+        action_kind: ActionKind = "unknown",
+        action_mode: ActionMode = "unknown",
         name: str | None = None,
         cache: Path | str | None = None,
         open_files: int = 8,
@@ -76,6 +76,7 @@ class LeRobotReader(EpisodeReader):
         self.lengths = self._table.lengths
         columns = {"action": tuple(action), "proprio": tuple(proprio)}
         self._proprio = " ".join(columns["proprio"])
+        self._columns = (*columns["action"], *columns["proprio"])
         for key, features in columns.items():
             _refuse_no_numbers(self.info, key, features)
         found = camera_features(self.info)
@@ -150,6 +151,11 @@ class LeRobotReader(EpisodeReader):
         """See ``EpisodeReader.reading``."""
         return {"proprio": self._proprio}
 
+    def unread(self) -> list[str]:
+        """See ``EpisodeReader.unread``."""
+        read = {*self._columns, *COUNTERS, *(feature.name for feature in self._cameras.values())}
+        return [name for name in self.info.features if name not in read]
+
     def close(self) -> None:
         """Close the files that this process opened; the next read opens them again."""
         self._videos.close()
@@ -204,8 +210,8 @@ class LeRobotReader(EpisodeReader):
         self,
         columns: dict[str, tuple[str, ...]],
         name: str,
-        kind: Literal["joint", "end_effector", "unknown"],
-        mode: Literal["absolute", "delta", "unknown"],
+        kind: ActionKind,
+        mode: ActionMode,
     ) -> DatasetDescription:
         names = {key: _joined_names(self.info, features, key) for key, features in columns.items()}
         sizes = {camera: feature.image_size() for camera, feature in self._cameras.items()}

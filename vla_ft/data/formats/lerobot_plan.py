@@ -60,6 +60,22 @@ class FileGroup:
     last: int
 
 
+def is_finished(plan: WriterPlan, info: Path) -> bool:
+    """Whether the ``info.json`` of a finished dataset is the one that this plan leads to."""
+    try:
+        found = json.loads(info.read_text())
+    except ValueError:
+        return False
+    planned = {
+        "codebase_version": plan.version,
+        "fps": plan.fps,
+        "robot_type": plan.robot_type,
+        "chunks_size": plan.chunks_size,
+        "features": json.loads(json.dumps(plan.features)),
+    }
+    return all(found.get(key) == value for key, value in planned.items())
+
+
 def episode_folder(plan: WriterPlan, episode: int) -> Path:
     """Where a committed episode waits."""
     return plan.staging / f"episode_{episode:06d}"

@@ -7,6 +7,7 @@ Each episode is committed in a hidden folder, by a rename. ``finish`` joins them
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -14,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import av
 import numpy as np
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from vla_ft.data.formats.base import DatasetWriter
 from vla_ft.data.formats.lerobot_finish import publish_v2, publish_v3
-from vla_ft.data.formats.lerobot_plan import FINISHED, WriterPlan, episode_folder, read_records
+from vla_ft.data.formats.lerobot_plan import FINISHED, WriterPlan, episode_folder, is_finished, read_records
 from vla_ft.data.formats.lerobot_statistics import (
     column_statistics,
     image_statistics,
@@ -45,6 +46,8 @@ class LeRobotWriter(DatasetWriter):
     an episode. One writer at a time may work in a folder.
     """
 
+    IMAGES = ("video", "image")
+
     def __init__(
         self,
         folder: Path | str,
@@ -61,9 +64,10 @@ class LeRobotWriter(DatasetWriter):
         """Begin, or go on with what an interrupted writer left. Raises UserError if the folder holds anything else."""
         if version not in ("v3.0", "v2.1"):
             raise unknown("LeRobot version to write", version, ("v3.0", "v2.1"))
-        if images not in ("image", "video"):
-            raise unknown("kind of images", images, ("image", "video"))
+        if images not in self.IMAGES:
+            raise unknown("kind of images", images, self.IMAGES)
         self.folder, self.description = Path(folder), description
+        self.kept = _kept(description, self.folder.name)
         self.encoder = choose_encoder(codec) if images == "video" and description.cameras else None
         facts = {
             c: video_info(s, description.fps, self.encoder) for c, s in description.cameras.items() if self.encoder
@@ -83,6 +87,7 @@ class LeRobotWriter(DatasetWriter):
         _refuse_impossible(description, self.encoder)
         self._schema = schema_of(self.plan.features, "List" if version == "v3.0" else "Sequence")
         self._finished = False
+        self._lock: IO[str] | None = None
         self.done, self._steps = 0, 0
         self._tasks: list[str] = []
         with self._explained("begin"):
@@ -124,8 +129,14 @@ class LeRobotWriter(DatasetWriter):
             os.rename(self.plan.staging, self.folder / FINISHED)
             shutil.rmtree(self.folder / FINISHED)
         self._finished = True
-        self._lock.close()
+        self.close()
         return self.folder
+
+    def close(self) -> None:
+        """See ``DatasetWriter.close``."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _write_episode(self, folder: Path, steps: Iterable[dict[str, np.ndarray]], instruction: str) -> dict[str, Any]:
         task = self._tasks.index(instruction) if instruction in self._tasks else len(self._tasks)
@@ -204,6 +215,9 @@ class LeRobotWriter(DatasetWriter):
             self.done, self._finished = int(json.loads(info.read_text())["total_episodes"]), True
             shutil.rmtree(self.folder / FINISHED)
             return
+        if info.is_file() and not staging.exists() and is_finished(self.plan, info):
+            self.done, self._finished = int(json.loads(info.read_text())["total_episodes"]), True
+            return
         if self.folder.exists() and not staging.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} already holds something. Expected a new or empty folder to write to.")
         staging.mkdir(parents=True, exist_ok=True)
@@ -243,7 +257,32 @@ class LeRobotWriter(DatasetWriter):
             ) from error
 
 
+def _kept(description: DatasetDescription, name: str) -> DatasetDescription:
+    """What LeRobot's files say of a dataset: names that are distinct, cameras and the rate."""
+    parts: dict[str, Any] = {}
+    for part in ("action", "proprio"):
+        names = getattr(description, f"{part}_names")
+        distinct = len(set(names)) == len(names)
+        parts[f"{part}_names"] = names if distinct else tuple(f"{part}_{i}" for i in range(len(names)))
+        parts[f"{part}_units"] = ("unknown",) * len(names)
+    return dataclasses.replace(
+        description,
+        name=name,
+        **parts,
+        action_kind="unknown",
+        action_mode="unknown",
+        gripper="unknown",
+        gripper_dims=(),
+    )
+
+
 def _refuse_impossible(description: DatasetDescription, encoder: str | None) -> None:
+    for part, width in (("action", description.action_dim), ("proprio", description.proprio_dim)):
+        if not width:
+            raise UserError(
+                f"{description.name} has no {part}, and LeRobot's files cannot be without. Name its columns: "
+                f"{part}=[...]."
+            )
     for camera, (height, width) in description.cameras.items():
         if "/" in camera:
             raise UserError(f"Camera '{camera}' cannot be written: LeRobot's names have no '/'. Rename it.")

@@ -27,7 +27,7 @@ from vla_ft.data.formats.npz_layout import (
 )
 from vla_ft.data.formats.rlds_values import decode_image
 from vla_ft.data.formats.tf_example import WireError
-from vla_ft.data.sample import IMAGE_PREFIX
+from vla_ft.data.sample import IMAGE_PREFIX, ActionKind, ActionMode
 from vla_ft.errors import UserError, unknown
 
 _COLUMNS = ("action", "proprio")
@@ -48,13 +48,17 @@ class NpzReader(EpisodeReader):
         cameras: Sequence[str] | None = None,
         fps: float | None = None,
         instruction: str = "",
+        action_kind: ActionKind | None = None,
+        action_mode: ActionMode | None = None,
         name: str | None = None,
         open_files: int = 8,
         tolerant: bool = False,
     ) -> None:
         """Open a folder. ``cameras``: which to read, all by default. ``fps``: instead of the one in ``dataset.json``.
-        ``instruction``: for episodes without one. ``tolerant``: a missing file is told when its episode is read.
-        Raises UserError for a set that is unfinished or damaged."""
+        ``instruction``: for episodes without one. ``action_kind``, ``action_mode``: instead of those there.
+        ``tolerant``: a missing file is told when its episode is read. Raises UserError for a set that is unfinished or
+        damaged.
+        """
         self.path = Path(path)
         described, self.lengths = read_dataset(self.path)
         present = set(os.listdir(self.path))
@@ -75,6 +79,8 @@ class NpzReader(EpisodeReader):
             name=name or described.name,
             cameras={camera: described.cameras[camera] for camera in chosen},
             fps=float(described.fps if fps is None else fps),
+            action_kind=action_kind or described.action_kind,
+            action_mode=action_mode or described.action_mode,
         )
         self._default_instruction = instruction
         self._limit = open_files
@@ -127,6 +133,18 @@ class NpzReader(EpisodeReader):
     def reading(self) -> dict[str, str]:
         """No option changes the values of observations."""
         return {}
+
+    def unread(self) -> list[str]:
+        """See ``EpisodeReader.unread``; of the first episode."""
+        cameras = [IMAGE_PREFIX + camera for camera in self.description.cameras]
+        read = {*_COLUMNS, "instruction", *(name + end for name in cameras for end in ("", DATA, OFFSETS))}
+        try:
+            found = self._members(0) if len(self.lengths) else {}
+        except NpzError as error:
+            raise self._wrong(0, "its members", error) from error
+        wide = [n for n in _COLUMNS if n in found and not np.can_cast(found[n].dtype, np.float32)]
+        beyond = [f"{name} beyond float32 (it is {found[name].dtype})" for name in wide]
+        return [*(name for name in found if name not in read), *beyond]
 
     def name_of(self, episode: int) -> str:
         """The episode's file name."""

@@ -19,6 +19,7 @@ from vla_ft.data.formats.writing import (
     Step,
     check_image_format,
     checked_steps,
+    closing_on_error,
     encode_image,
     explained,
     only_writer,
@@ -36,36 +37,40 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip has times; the same episode is to give t
 class NpzWriter(DatasetWriter):
     """Write a folder of npz episodes, uncompressed so that single steps can be read.
 
-    ``image_format``: ``png`` (exact), ``jpeg`` of ``jpeg_quality``, or ``raw`` pixels. Images go through a temporary
+    ``images``: ``png`` (exact), ``jpeg`` of ``jpeg_quality``, or ``raw`` pixels. Images go through a temporary
     file on the same disk, so memory does not grow with an episode either. Opened on a finished set of the same
     settings, it goes on behind its last episode.
 
     Raises UserError when the folder cannot be written, another process writes it, or it was begun with other settings.
     """
 
+    IMAGES = (*IMAGE_FORMATS, "raw")
+
     def __init__(
         self,
         folder: Path | str,
         description: DatasetDescription,
         *,
-        image_format: str = "png",
+        images: str = "png",
         jpeg_quality: int = 95,
     ) -> None:
-        check_image_format(image_format, (*IMAGE_FORMATS, "raw"))
+        check_image_format(images, self.IMAGES)
         self.path = Path(folder)
-        self.description, self.image_format, self.jpeg_quality = description, image_format, jpeg_quality
-        settings = {"description": description.to_json(), "image_format": image_format, "jpeg_quality": jpeg_quality}
-        with explained(self.path):
+        self.description = self.kept = description
+        self.images, self.jpeg_quality = images, jpeg_quality
+        settings = {"description": description.to_json(), "images": images, "jpeg_quality": jpeg_quality}
+        self._lock: int | None = None
+        with explained(self.path), closing_on_error(self):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock: int | None = only_writer(self.path)
+            self._lock = only_writer(self.path)
             settle(self.path / _SETTINGS, settings)
             for left in self.path.glob(".episode_*.unfinished"):
                 left.unlink()
-        numbers = sorted(int(m[1]) for p in self.path.iterdir() if (m := EPISODE_FILE.fullmatch(p.name)))
-        if numbers != list(range(len(numbers))):
-            raise UserError(f"{self.path} lacks an episode below {episode_file(numbers[-1])}. Remove that folder.")
+            numbers = sorted(int(m[1]) for p in self.path.iterdir() if (m := EPISODE_FILE.fullmatch(p.name)))
+            if numbers != list(range(len(numbers))):
+                raise UserError(f"{self.path} lacks an episode below {episode_file(numbers[-1])}. Remove that folder.")
+            self._lengths = [self._length(self.path / episode_file(n)) for n in numbers]
         self.done = len(numbers)
-        self._lengths = [self._length(self.path / episode_file(n)) for n in numbers]
 
     def add(self, steps: Iterable[Step], instruction: str) -> None:
         """See ``DatasetWriter.add``."""
@@ -97,7 +102,7 @@ class NpzWriter(DatasetWriter):
         return self.path
 
     def close(self) -> None:
-        """Let another process write the folder. What is committed stays, and a later writer goes on."""
+        """See ``DatasetWriter.close``."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -132,9 +137,9 @@ class NpzWriter(DatasetWriter):
         return len(columns["action"])
 
     def _image(self, image: np.ndarray) -> bytes:
-        if self.image_format == "raw":
+        if self.images == "raw":
             return image.tobytes()
-        return encode_image(image, self.image_format, self.jpeg_quality)
+        return encode_image(image, self.images, self.jpeg_quality)
 
     def _pack(
         self,
@@ -151,7 +156,7 @@ class NpzWriter(DatasetWriter):
             _add(archive, "instruction", np.frombuffer(instruction.encode(), dtype=np.uint8))
             for name, spool in spools.items():
                 spool.seek(0)
-                if self.image_format == "raw":
+                if self.images == "raw":
                     size = self.description.cameras[name.removeprefix(IMAGE_PREFIX)]
                     _stream(archive, name, (length, *size, 3), spool)
                 else:

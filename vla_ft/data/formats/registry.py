@@ -1,4 +1,4 @@
-"""Format names and how a dataset's format is recognised. A new format is a file in this folder and a line here."""
+"""Format names, and how a format is recognised. A new format is a reader, a writer, and a line here for each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
-from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.aloha_writer import AlohaWriter
+from vla_ft.data.formats.base import DatasetWriter, EpisodeReader
 from vla_ft.data.formats.lerobot import LeRobotReader
+from vla_ft.data.formats.lerobot_writer import LeRobotWriter
 from vla_ft.data.formats.npz import NpzReader, is_npz
+from vla_ft.data.formats.npz_writer import NpzWriter
 from vla_ft.data.formats.rlds import RldsReader
+from vla_ft.data.formats.rlds_writer import RldsWriter
 from vla_ft.data.formats.tfds_folder import is_tfds
+from vla_ft.data.sample import DatasetDescription
 from vla_ft.errors import UserError, unknown
 
 READERS: dict[str, type[EpisodeReader]] = {
@@ -22,6 +27,15 @@ READERS: dict[str, type[EpisodeReader]] = {
     "npz": NpzReader,
 }
 """Format name -> reader, constructed as ``Reader(path, cameras=..., **options)``."""
+
+WRITERS: dict[str, tuple[type[DatasetWriter], dict[str, Any]]] = {
+    "lerobot": (LeRobotWriter, {"version": "v3.0"}),
+    "lerobot21": (LeRobotWriter, {"version": "v2.1"}),
+    "aloha": (AlohaWriter, {}),
+    "npz": (NpzWriter, {}),
+    "rlds": (RldsWriter, {}),
+}
+"""Format name -> writer and the options that make it that format (see ``DatasetWriter``)."""
 
 SIGNS: dict[str, Callable[[Path], bool]] = {
     "aloha_hdf5": lambda p: p.suffix == ".hdf5" if p.is_file() else any(p.glob("episode_*.hdf5")),
@@ -71,6 +85,31 @@ def format_of(path: Path, format: str = "auto") -> str:
     if not path.exists():
         raise UserError(f"No dataset at {path}. Expected a folder of demonstrations; check data.path.")
     return _recognise(path) if format == "auto" else format
+
+
+def find_writer(format: str) -> tuple[type[DatasetWriter], dict[str, Any]]:
+    """The entry of ``WRITERS``. Raises UserError."""
+    if format not in WRITERS:
+        raise unknown("format to write", format, WRITERS)
+    return WRITERS[format]
+
+
+def open_writer(
+    folder: Path | str, description: DatasetDescription, format: str, images: str | None = None, action_offset: int = 0
+) -> DatasetWriter:
+    """A writer into ``folder``, or one that goes on there.
+
+    ``images``: how pictures are stored, by default as the format usually does. ``action_offset``: see
+    ``EpisodeReader``; formats that cannot say it leave it out. Raises UserError for unknown names, and whatever the
+    writer refuses.
+    """
+    kind, options = find_writer(format)
+    if images is not None and images not in kind.IMAGES:
+        raise unknown(f"way to store pictures in {format}", images, kind.IMAGES)
+    given: dict[str, Any] = {} if images is None else {"images": images}
+    if kind.HOLDS_OFFSET:
+        given["action_offset"] = action_offset
+    return kind(folder, description, **options, **given)  # type: ignore[call-arg]
 
 
 def _recognise(path: Path) -> str:

@@ -18,7 +18,7 @@ from vla_ft.data.formats.rlds_values import decode_image, image_size, values
 from vla_ft.data.formats.tf_example import Feature, WireError, parse_example
 from vla_ft.data.formats.tfds_features import FeatureSpec, read_features
 from vla_ft.data.formats.tfds_folder import FEATURES, open_folder
-from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
+from vla_ft.data.sample import IMAGE_PREFIX, ActionKind, ActionMode, DatasetDescription
 from vla_ft.errors import UserError, unknown
 
 _STATES = ("observation/state", "observation/proprio")
@@ -52,6 +52,8 @@ class RldsReader(EpisodeReader):
         proprio: Sequence[str] | None = None,
         fps: float | None = None,
         instruction: str = "",
+        action_kind: ActionKind | None = None,
+        action_mode: ActionMode | None = None,
         name: str | None = None,
         tolerant: bool = False,
     ) -> None:
@@ -61,8 +63,9 @@ class RldsReader(EpisodeReader):
         joined to the vector, such as ``action/world_vector``; by default ``action`` and ``observation/state`` (or
         ``observation/proprio``, or none). Empty ones leave a vector of width 0, for those who use ``raw`` alone.
         ``fps``: steps per second, needed where neither the dataset nor the table of published ones says it.
-        ``instruction``: for episodes without one. ``tolerant``: a damaged record is an episode without steps, and
-        reading it raises what is wrong.
+        ``instruction``: for episodes without one. ``action_kind``, ``action_mode``: TFDS does not record them, so they
+        are ``unknown`` unless this project wrote the set. ``tolerant``: a damaged record is an episode without steps,
+        and reading it raises what is wrong.
         """
         self.folder = open_folder(Path(path))
         self.features = read_features(self.folder.path / FEATURES)
@@ -80,8 +83,8 @@ class RldsReader(EpisodeReader):
         self._proprio = self._vector("proprio", proprio, _STATES)
         self._cameras = choose_cameras(self.features, cameras)
         self._instruction_spec = next((self.features[k] for k in _INSTRUCTIONS if self._is_text(k)), None)
-        self.description = self._describe(written, fps)
-        self.assumed = {} if written else _assumed(self.folder.name, fps)
+        self.description = self._describe(written, fps, action_kind, action_mode)
+        self.assumed = {} if written or fps is not None else {"fps": self._listed_rate()}
 
     def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See ``EpisodeReader.read``."""
@@ -149,6 +152,12 @@ class RldsReader(EpisodeReader):
     def reading(self) -> dict[str, str]:
         """Options that change the values of observations read from the same files."""
         return {"proprio": self._keys(self._proprio)}
+
+    def unread(self) -> list[str]:
+        """See ``EpisodeReader.unread``; RLDS's marks of an episode's ends are in its length."""
+        read = [*self._action, *self._proprio, *self._cameras.values(), self._instruction_spec]
+        names = {spec.name for spec in read if spec is not None} | {"is_first", "is_last", "is_terminal"}
+        return [name for name in self.features if name not in names]
 
     def name_of(self, episode: int) -> str:
         """Shard and record."""
@@ -229,7 +238,12 @@ class RldsReader(EpisodeReader):
             return False
         return spec.kind == "text" or (spec.kind == "number" and len(spec.shape) == 1 and spec.dtype[0] in "iu")
 
-    def _describe(self, written: DatasetDescription | None, fps: float | None) -> DatasetDescription:
+    def _listed_rate(self) -> str:
+        return f"{known_rate(self.folder.name):g}, the rate listed for '{self.folder.name}'"
+
+    def _describe(
+        self, written: DatasetDescription | None, fps: float | None, kind: ActionKind | None, mode: ActionMode | None
+    ) -> DatasetDescription:
         rates = (fps, written.fps if written else None, known_rate(self.folder.name))
         rate = next((r for r in rates if r is not None), None)
         if rate is None or rate <= 0:
@@ -248,10 +262,10 @@ class RldsReader(EpisodeReader):
             name=self.name,
             cameras={camera: self._size(spec) for camera, spec in self._cameras.items()},
             **parts,
-            # Not in the files: what nearly all published sets hold. Per-dataset standardisation knows better.
-            action_kind=written.action_kind if written else "end_effector",
-            action_mode=written.action_mode if written else "delta",
+            action_kind=kind or (written.action_kind if written else "unknown"),
+            action_mode=mode or (written.action_mode if written else "unknown"),
             gripper=written.gripper if written else "unknown",
+            gripper_dims=written.gripper_dims if written and parts["action_names"] == written.action_names else (),
             fps=float(rate),
         )
 
@@ -270,9 +284,3 @@ class RldsReader(EpisodeReader):
     @staticmethod
     def _keys(specs: Sequence[FeatureSpec]) -> str:
         return "+".join(spec.key for spec in specs)
-
-
-def _assumed(name: str, fps: float | None) -> dict[str, str]:
-    """What TFDS has no place for and ``RldsReader._describe`` fills in."""
-    usual = {"action_kind": "end_effector, as in nearly all published sets", "action_mode": "delta, as in nearly all"}
-    return usual | ({} if fps is not None else {"fps": f"{known_rate(name):g}, the rate listed for '{name}'"})

@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 
 from vla_ft.data.formats.base import DatasetWriter
-from vla_ft.data.formats.rlds_mapping import SIDECAR, image_feature
+from vla_ft.data.formats.rlds_mapping import SIDECAR, camera_name, image_feature
 from vla_ft.data.formats.tf_example import serialize_example
 from vla_ft.data.formats.tfds_features import features_json, image, tensor, text
 from vla_ft.data.formats.tfds_folder import FEATURES, INFO
 from vla_ft.data.formats.tfrecord import frame, scan, sound_length
 from vla_ft.data.formats.writing import (
+    IMAGE_FORMATS,
     Step,
     check_image_format,
     checked_steps,
+    closing_on_error,
     encode_image,
     explained,
     only_writer,
@@ -51,6 +53,8 @@ class RldsWriter(DatasetWriter):
     Raises UserError when the folder cannot be written, another process writes it, or it was begun with other settings.
     """
 
+    IMAGES = IMAGE_FORMATS
+
     def __init__(
         self,
         folder: Path | str,
@@ -58,15 +62,17 @@ class RldsWriter(DatasetWriter):
         *,
         name: str | None = None,
         version: str = "1.0.0",
-        image_format: str = "png",
+        images: str = "png",
         jpeg_quality: int = 95,
         shard_bytes: int = 128 << 20,
     ) -> None:
-        check_image_format(image_format)
+        check_image_format(images)
         self.name = _tfds_name(name or description.name)
         self.version = version
         self.description = dataclasses.replace(description, name=self.name)
-        self.image_format, self.jpeg_quality, self.shard_bytes = image_format, jpeg_quality, shard_bytes
+        cameras = {camera_name(image_feature(camera)): size for camera, size in description.cameras.items()}
+        self.kept = dataclasses.replace(self.description, cameras=cameras)
+        self.images, self.jpeg_quality, self.shard_bytes = images, jpeg_quality, shard_bytes
         self.path = Path(folder) / version
         self._work = Path(folder) / f".{version}.unfinished"
         self._lock: int | None = None
@@ -76,7 +82,7 @@ class RldsWriter(DatasetWriter):
             settle(self._marker(self.path), self._settings())
             self._shards = self._list_shards(self.path)
         else:
-            with explained(self._work):
+            with explained(self._work), closing_on_error(self):
                 self._work.mkdir(parents=True, exist_ok=True)
                 self._lock = only_writer(self._work)
                 settle(self._marker(self._work), self._settings())
@@ -120,7 +126,7 @@ class RldsWriter(DatasetWriter):
         return self.path
 
     def close(self) -> None:
-        """Let another process write the folder. What is committed stays, and a later writer goes on."""
+        """See ``DatasetWriter.close``."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -132,7 +138,7 @@ class RldsWriter(DatasetWriter):
         for step in checked_steps(steps, self.description):
             for name, value in step.items():
                 encoded = name.startswith(IMAGE_PREFIX)
-                rows[name].append(encode_image(value, self.image_format, self.jpeg_quality) if encoded else value)
+                rows[name].append(encode_image(value, self.images, self.jpeg_quality) if encoded else value)
             rows["is_first"].append(not rows["is_first"])
         return rows
 
@@ -161,7 +167,7 @@ class RldsWriter(DatasetWriter):
         if self.description.proprio_dim:
             nodes["observation/state"] = tensor((self.description.proprio_dim,), "float32")
         for camera, size in self.description.cameras.items():
-            nodes[image_feature(camera)] = image(size, self.image_format)
+            nodes[image_feature(camera)] = image(size, self.images)
         return nodes
 
     def _info(self) -> dict[str, Any]:
@@ -178,7 +184,7 @@ class RldsWriter(DatasetWriter):
     def _settings(self) -> dict[str, Any]:
         return {
             "description": self.description.to_json(),
-            "image_format": self.image_format,
+            "images": self.images,
             "jpeg_quality": self.jpeg_quality,
             "shard_bytes": self.shard_bytes,
         }

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -77,6 +77,21 @@ def explained(folder: Path) -> Iterator[None]:
                 "space there and run again; it goes on where it stopped."
             ) from error
         raise UserError(f"Cannot write to {folder}: {error}. Expected a folder that this user may write to.") from error
+
+
+class _Closes(Protocol):
+    def close(self) -> None:
+        """Let go of the folder."""
+
+
+@contextlib.contextmanager
+def closing_on_error(writer: _Closes) -> Iterator[None]:
+    """For constructors: a writer that cannot begin does not keep its folder locked."""
+    try:
+        yield
+    except BaseException:
+        writer.close()
+        raise
 
 
 def only_writer(folder: Path) -> int:
