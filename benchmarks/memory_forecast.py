@@ -74,10 +74,10 @@ def two_processes() -> list[dict[str, Any]]:
 
 def without_transport() -> list[dict[str, Any]]:
     """Shards whose collectives copy nothing: what torch and the engine allocate themselves."""
-    from silent_group import CASES, NIGHTLY, foreseen_and_measured
+    from silent_group import CASES, NIGHTLY, ZERO, ZERO_ABOVE, ZERO_NIGHTLY, foreseen_and_measured
 
     rows = []
-    for world, words in (*CASES.values(), *NIGHTLY.values()):
+    for world, words, *_ in (c for cases in (CASES, NIGHTLY, ZERO, ZERO_NIGHTLY, ZERO_ABOVE) for c in cases.values()):
         foreseen, measured = foreseen_and_measured(world, words)
         rows.append(_row(f"{world} processes, {words}", foreseen.total, measured, foreseen.phase))
     return rows

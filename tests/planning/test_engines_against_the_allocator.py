@@ -12,6 +12,7 @@ from vla_ft.planning.imagined import describe
 from vla_ft.planning.overlay import moments
 from vla_ft.planning.rehearsal import rehearse
 from vla_ft.training.compatibility import Setup
+from vla_ft.training.engines.zero_settings import REDUCE_BUCKET, bucket
 
 TOLERANCE = 0.03
 
@@ -30,7 +31,8 @@ def test_within_three_per_cent_but_for_gloos_copy(peaks, case):
     foreseen = moments(trace, setup, ema=config.ema is not None).peak()
     # gloo reduces a copy, and its threads let go of that when they get to it: the same case gives peaks that differ by
     # one such buffer from run to run. Cards have no such copy. test_shards_against_the_allocator.py is without gloo.
-    copy = max(unit.reduced for unit in units_of(trace, setup).values()) if setup.engine == "fsdp2" else 0.0
+    # Two where an earlier micro-batch's is still there.
+    copy = 2 * max(unit.reduced for unit in units_of(trace, setup).values()) if setup.engine == "fsdp2" else 0.0
     low, high = foreseen.total * (1 - TOLERANCE) - copy, (foreseen.total + copy) * (1 + TOLERANCE)
     assert low <= peaks[case] <= high, str(foreseen)
 
@@ -42,9 +44,11 @@ def zero_peaks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", ZERO_CASES)
-def test_zero_is_within_three_per_cent(zero_peaks, case):
+def test_zero_is_within_three_per_cent_but_for_gloos_copies(zero_peaks, case):
     config = load_run_config([*SMALL, *case.split(",")])
     setup = Setup.of(config, WORLD, WORLD)
     trace = rehearse(config, describe(config), compute=compute_of(setup), card=False)
     foreseen = moments(trace, setup, ema=config.ema is not None).peak()
-    assert foreseen.total == pytest.approx(zero_peaks[case], rel=TOLERANCE), str(foreseen)
+    # What gloo's threads let go of is not in the profiler's account; of a bucket they hold float32 copies.
+    copies = 2 * 4 * bucket(REDUCE_BUCKET, trace.parameters[0], max(weight.count for weight in trace.weights))
+    assert foreseen.total * (1 - TOLERANCE) <= zero_peaks[case] <= (foreseen.total + copies) * (1 + TOLERANCE)

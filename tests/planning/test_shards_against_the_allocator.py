@@ -1,11 +1,12 @@
-"""Forecasts of FSDP2 and HSDP against the allocator where no transport adds copies of its own: all within 3 %."""
+"""Forecasts of FSDP2, HSDP and ZeRO against the allocator where no transport adds copies of its own: all within 3 %."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 
 import pytest
-from silent_group import CASES, NIGHTLY, foreseen_and_measured
+from silent_group import CASES, NIGHTLY, ZERO, ZERO_ABOVE, ZERO_NIGHTLY, foreseen_and_measured
 
 from vla_ft.config import load_run_config
 from vla_ft.planning.allocation import Phase
@@ -30,6 +31,30 @@ TOLERANCE = 0.03
 def test_within_three_per_cent(world, words):
     foreseen, measured = foreseen_and_measured(world, words)
     assert foreseen.total == pytest.approx(measured, rel=TOLERANCE), str(foreseen)
+
+
+no_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="no deepspeed")
+
+
+@no_deepspeed
+@pytest.mark.parametrize(
+    ("world", "words"),
+    [
+        *(pytest.param(*case, id=name) for name, case in ZERO.items()),
+        *(pytest.param(*case, id=name, marks=pytest.mark.nightly) for name, case in ZERO_NIGHTLY.items()),
+    ],
+)
+def test_zero_is_within_three_per_cent(world, words):
+    foreseen, measured = foreseen_and_measured(world, words)
+    assert foreseen.total == pytest.approx(measured, rel=TOLERANCE), str(foreseen)
+
+
+@no_deepspeed
+@pytest.mark.nightly
+@pytest.mark.parametrize(("world", "words", "above"), ZERO_ABOVE.values(), ids=ZERO_ABOVE)
+def test_zero_is_never_foreseen_too_low(world, words, above):
+    foreseen, measured = foreseen_and_measured(world, words)
+    assert measured <= foreseen.total <= measured * (1 + above), str(foreseen)
 
 
 def test_offloading_takes_the_states_off_the_card_and_brings_one_unit_back():

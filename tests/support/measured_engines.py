@@ -33,8 +33,6 @@ CASES = (
 ZERO_CASES = (
     "engine=zero2,precision=bf16",
     "engine=zero2,precision=bf16,batch.per_device=1",
-    "engine=zero2,batch.accumulation=2",
-    "engine=zero1,precision=bf16",
 )
 """The same; they need DeepSpeed."""
 

@@ -38,21 +38,25 @@ def overlay_zero(trace: Trace, setup: Setup, held: Bytes) -> Moments:
     buffers = np.where(flowing, BUCKET_BYTES * bucket(REDUCE_BUCKET, trained, largest), 0.0)
     if stage == 3:
         buffers = buffers + np.where(step, 0.0, kinds["gathered"])
-    gradients = _gradients(stage, base, kinds["gradients"])
+    gradients = _gradients(stage, base, kinds["gradients"], setup, trained)
     temporaries = np.where(step, kinds["step"] + _stepped(trace, setup, stage), base.temporaries)
     found = replace(base, gradients=gradients, buffers=buffers, temporaries=temporaries)
     return _offloaded(found, setup) if setup.offload != "none" else found
 
 
-def _gradients(stage: int, base: Moments, whole: float) -> np.ndarray:
+def _gradients(stage: int, base: Moments, whole: float, setup: Setup, trained: int) -> np.ndarray:
     """Bytes of gradients at each moment; ``whole`` at the end of the backward pass."""
     if stage == 3:  # one flat buffer from the start on
         return np.full(len(base.phase), whole)
     first = int(np.argmax(base.phase == Phase.BACKWARD))
     if stage == 2:  # this process's share, from the first bucket that is averaged on
-        return np.where(np.arange(len(base.phase)) >= first, whole, 0.0)
-    ending = (base.phase == Phase.UPDATE) | (base.phase == Phase.STEP)
-    return np.where(ending, whole, base.gradients)
+        found = np.where(np.arange(len(base.phase)) >= first, whole, 0.0)
+        # In float32 the sum over earlier micro-batches lies beside the share of the one in hand.
+        again = setup.accumulation > 1 and setup.precision == "fp32"
+        return found * np.where(again & (base.phase == Phase.BACKWARD), 2.0, 1.0)
+    # Whole ones until the step lets go of what other processes step.
+    share = trained / setup.world_size * (2 if setup.precision == "bf16" else 4)
+    return np.select([base.phase == Phase.UPDATE, base.phase == Phase.STEP], [whole, share], base.gradients)
 
 
 def _stepped(trace: Trace, setup: Setup, stage: int) -> float:
