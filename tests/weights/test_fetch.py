@@ -120,6 +120,20 @@ def test_a_server_without_ranges_starts_again(hub: Hub, root: Path) -> None:
     assert (folder / "checkpoints/policy.pt").read_bytes() == LARGE
 
 
+def test_a_file_that_was_there_before_is_measured(hub: Hub, root: Path) -> None:
+    path = root / "policy" / "checkpoints" / "policy.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"EVIL" * 750_000)
+    assert path.stat().st_size == len(LARGE)
+    with pytest.raises(UserError, match=r"policy\.pt was not fetched and is 3000000 bytes with sha256 .*Move it away"):
+        fetch(entry(hub), say=lambda line: None)
+    assert path.read_bytes()[:4] == b"EVIL" and read_record(root / "policy") is None
+    path.write_bytes(LARGE)
+    record = read_record(fetch(entry(hub), say=lambda line: None))
+    assert record is not None and record.files["checkpoints/policy.pt"].sha256 == sha256(LARGE)
+    assert not hub.asked_for("/storage/"), "what was right was fetched again"
+
+
 def test_damaged_in_transit_is_named_and_removed(hub: Hub, root: Path) -> None:
     hub.damage = lambda content: content[:-1] + b"x"
     with pytest.raises(

@@ -129,9 +129,29 @@ def _begin(entry: Entry, folder: Path, say: Say) -> Record:
             f"Trusted on first use: {entry.unverified or 'no commit was named'}. What comes now is recorded in "
             f"{folder}, with its hashes, and later fetches into that folder must match."
         )
-    transfer.require_space(entry.name, folder, dict(record.files))
+    record = replace(record, files={**record.files, **_found(folder, record)})
+    transfer.require_space(
+        entry.name, folder, {name: about for name, about in record.files.items() if not (folder / name).is_file()}
+    )
     record.write(folder)
     return record
+
+
+def _found(folder: Path, record: Record) -> dict[str, FileRecord]:
+    """Listed files that lie in a folder without a record, measured. Another's file is neither taken nor replaced."""
+    found = {}
+    for name, expected in record.files.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        seen = transfer.measure(path)
+        if not transfer.agrees(seen, expected):
+            raise UserError(
+                f"{path} was not fetched and is {transfer.describe(seen)}, not {transfer.describe(expected)}. Move it "
+                "away, or name another folder with to=DIR."
+            )
+        found[name] = replace(seen, blob=expected.blob)
+    return found
 
 
 def _bring(entry: Entry, record: Record, folder: Path, say: Say) -> None:
