@@ -249,6 +249,27 @@ def test_a_hostile_listing_writes_nowhere_else(hub: Hub, tmp_path: Path) -> None
     assert not list(tmp_path.glob("outside*"))
 
 
+@pytest.mark.parametrize("key", ["files", "load"])
+@pytest.mark.parametrize("name", ["../victim.json", "/victim.json", "run.py", "fetched.json"])
+def test_a_record_that_names_files_elsewhere_is_refused(hub: Hub, root: Path, key: str, name: str) -> None:
+    folder = fetch(entry(hub), say=lambda line: None)
+    victim = root / "victim.json"
+    victim.write_text("mine")
+    values = json.loads((folder / "fetched.json").read_text())
+    values[key] = {name: {"bytes": 1, "sha256": "0" * 64}} if key == "files" else name
+    (folder / "fetched.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"fetched\.json cannot be read \(it lists '.*', which is no file of weights"):
+        fetch(entry(hub), say=lambda line: None)
+    assert victim.read_text() == "mine"
+
+
+def test_a_repository_with_a_file_of_the_records_name(hub: Hub, root: Path) -> None:
+    hub.add("lab/policy", {"fetched.json": b"{}", "fetched.json/a.json": b"{}", "config.json": b"{}"})
+    folder = fetch(entry(hub, files=("*",), load=""), say=lambda line: None)
+    record = read_record(folder)
+    assert record is not None and record.complete and set(record.files) == {"config.json"}
+
+
 def test_a_full_disk_is_told_before_and_during(hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))

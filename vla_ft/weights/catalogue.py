@@ -18,6 +18,8 @@ DATA_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".json", ".mode
 """Weights, configurations, tokenizers. Nothing else is downloaded, above all no program."""
 USUAL_FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
 """What is taken of a repository that the catalogue does not know."""
+RECORD = "fetched.json"
+"""Lies beside the files of a download and says what they are (``places.py``); no file of a repository takes its name."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -88,9 +90,13 @@ def is_repository(text: str) -> bool:
 
 
 def is_data(path: str) -> bool:
-    """Whether a file's name is one of weights, configuration or tokenizer, inside its folder."""
+    """Whether a file's name is one of weights, configuration or tokenizer, inside its folder.
+
+    The folder's own record is none of them.
+    """
     parts = PurePosixPath(path)
-    return parts.suffix in DATA_SUFFIXES and not parts.is_absolute() and ".." not in parts.parts
+    inside = not parts.is_absolute() and ".." not in parts.parts
+    return inside and parts.suffix in DATA_SUFFIXES and parts.parts[0] != RECORD
 
 
 @functools.cache
