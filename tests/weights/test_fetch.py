@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
+import logging
 import os
 import random
 import shutil
@@ -11,6 +13,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_server import Hub, sha256, wait_for
@@ -268,6 +271,51 @@ def test_a_repository_with_a_file_of_the_records_name(hub: Hub, root: Path) -> N
     folder = fetch(entry(hub, files=("*",), load=""), say=lambda line: None)
     record = read_record(folder)
     assert record is not None and record.complete and set(record.files) == {"config.json"}
+
+
+def test_the_password_of_an_endpoint_is_never_printed(
+    hub: Hub, root: Path, said: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.address.replace("://", "://me:s3cret@"))
+    hub.accounts["Basic " + base64.b64encode(b"me:s3cret").decode()] = True
+    with pytest.raises(UserError) as failure:
+        fetch(find_entry("lab/nothing"), say=said.append)
+    said.append(str(failure.value))
+    hub.add("lab/policy", dict(FILES))
+    other = SimpleNamespace(commit_hash="x", etag="y")
+    monkeypatch.setattr("vla_ft.weights.hub.get_hf_file_metadata", lambda *_, **__: other)
+    with pytest.raises(UserError, match="answers with another file") as failure:
+        fetch(entry(hub), say=said.append)
+    said.append(str(failure.value))
+    for address in ("http://me:s3cret@127.0.0.1:9", "me:s3cret@127.0.0.1:9", "ftp://me:s3cret@127.0.0.1"):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(UserError, match=r"127\.0\.0\.1") as failure:
+            fetch(entry(hub, name="other"), say=said.append)
+        said.append(str(failure.value))
+    logging.getLogger("huggingface_hub.utils._http").warning("thrown while requesting http://me:s3cret@127.0.0.1:9/api")
+    assert "requesting http://127.0.0.1:9/api" in caplog.text
+    assert "s3cret" not in "\n".join(said) + caplog.text
+
+
+@pytest.mark.parametrize("page", [b"<html>Welcome to the airport", b"{}"])
+def test_a_captive_portal_is_named(hub: Hub, page: bytes) -> None:
+    hub.page = page
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:\d+ does not answer as a hub does .*A page to log in"):
+        fetch(entry(hub), say=lambda line: None)
+
+
+@pytest.mark.parametrize("address", ["hub.local", "https://", "http://hub.local:port", "ftp://hub.local"])
+def test_an_endpoint_that_is_no_address(hub: Hub, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(UserError, match=r"HF_ENDPOINT is '.*', which is no address\. Give it whole"):
+        fetch(entry(hub), say=lambda line: None)
+
+
+def test_names_and_folders_that_cannot_be(hub: Hub) -> None:
+    with pytest.raises(UserError, match=r"'\.\./etc' cannot be a repository's name"):
+        fetch(find_entry("../etc"), say=lambda line: None)
+    with pytest.raises(UserError, match=r"Cannot write /proc/x \(.*\)\. Name a folder of yours"):
+        fetch(entry(hub), to=Path("/proc/x"), say=lambda line: None)
 
 
 def test_a_full_disk_is_told_before_and_during(hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

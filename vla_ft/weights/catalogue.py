@@ -19,7 +19,7 @@ DATA_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".json", ".mode
 USUAL_FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
 """What is taken of a repository that the catalogue does not know."""
 RECORD = "fetched.json"
-"""Lies beside the files of a download and says what they are (``places.py``); no file of a repository takes its name."""
+"""Lies beside the files of a download and says what they are (``places.py``); no file fetched takes its name."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
