@@ -49,7 +49,13 @@ def listing() -> list[tuple[str, str, str, str, str]]:
     """A row for every entry: name, size, licence, state, what it is."""
     rows = []
     for entry in load_catalogue().values():
-        if is_here(entry):
+        try:
+            here = is_here(entry)
+        except UserError:  # `vla-ft fetch NAME` says what is wrong with its record
+            here = None
+        if here is None:
+            state = "damaged"
+        elif here:
             state = "here"
         elif entry.by_hand:
             state = "by hand"
