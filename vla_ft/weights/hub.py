@@ -180,8 +180,8 @@ def unreachable(entry: Entry, host: str, why: str) -> UserError:
     named = " HF_ENDPOINT names it." if os.environ.get("HF_ENDPOINT") and host == host_of(endpoint()) else ""
     return UserError(
         f"Cannot reach {host} ({why}).{named} Without network: run `vla-ft fetch {entry.name} to=DIR` on a machine "
-        f"that has it, copy DIR here as {place} (or set VLA_FT_WEIGHTS to the folder above it), and run this command again: "
-        "it checks every hash and needs no network. What has arrived already is kept."
+        f"that has it, copy DIR here as {place} (or set VLA_FT_WEIGHTS to the folder above it), and run this command "
+        "again: it checks every hash and needs no network. What has arrived already is kept."
     )
 
 
