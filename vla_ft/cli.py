@@ -210,6 +210,10 @@ def _fetch(arguments: Sequence[str]) -> int:
     if wrong or len(names) > 1:
         seen = f"'{wrong[0]}='" if wrong else f"'{names[1]}' after '{names[0]}'"
         raise UserError(f"vla-ft fetch takes one NAME, to=DIR and files=PATTERN,PATTERN; it was given {seen}.")
+    if not names and options:
+        raise UserError(
+            f"vla-ft fetch {arguments[0]} needs the NAME of what is fetched. `vla-ft fetch` lists the names."
+        )
     if not names:
         print_listing()
         return 0

@@ -55,6 +55,8 @@ class Hub:
     damage: Callable[[bytes], bytes] = bytes
     """What happens to the content on its way."""
     ranges: bool = True
+    page: bytes | None = None
+    """What every question about a repository is answered with, as a captive portal does."""
     release: threading.Event = field(default_factory=threading.Event)
     address: str = ""
 
@@ -104,7 +106,9 @@ class Handler(BaseHTTPRequestHandler):
             Seen(self.command, path, get("authorization"), get("range"), get("host", "")),
         )
         kind = "datasets/" if path.startswith(("/api/datasets/", "/datasets/")) else ""
-        if path.startswith(api := f"/api/{kind or 'models/'}"):
+        if path.startswith("/api/") and self.hub.page is not None:
+            self._send(200, {"Content-Type": "text/html"}, self.hub.page)
+        elif path.startswith(api := f"/api/{kind or 'models/'}"):
             name, revision = path.removeprefix(api).split("/revision/")
             self._info(f"{kind}{name}", revision)
         elif path.startswith("/storage/"):

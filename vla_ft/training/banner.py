@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vla_ft.config import RunConfig
 from vla_ft.data.augmentation import describe
 from vla_ft.data.mixture import MixtureReader
 from vla_ft.data.order import MixtureOrder
@@ -169,10 +170,16 @@ def _cadence(run: Run) -> dict[str, str]:
     return {
         "every": every + " steps",
         "tracking": f"metrics.jsonl, TensorBoard, W&B {config.logging.wandb}",
-        "frozen": ", ".join(config.freeze) or "nothing",
+        "frozen": frozen_parts(config),
         "frozen features": run.features_note,
         "seed": f"{config.seed}" + (", deterministic kernels" if config.deterministic else ""),
     }
+
+
+def frozen_parts(config: RunConfig) -> str:
+    """What is not trained, in words: the parts of ``freeze``, and the own weights of parts with adapters."""
+    adapted = [f"{part}'s own weights, under adapters" for part in config.lora]
+    return "; ".join([*filter(None, [", ".join(config.freeze)]), *adapted]) or "nothing"
 
 
 def _model(run: Run) -> dict[str, str]:

@@ -21,6 +21,8 @@ DATASET_SUFFIXES = (".json", ".jsonl", ".parquet", ".mp4")
 """What a LeRobot dataset consists of."""
 USUAL_FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
 """What is taken of a repository that the catalogue does not know."""
+RECORD = "fetched.json"
+"""Lies beside the files of a download and says what they are (``places.py``); no file fetched takes its name."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -110,9 +112,13 @@ def parse_repository(text: str) -> tuple[str, str | None] | None:
 
 
 def is_data(path: str, suffixes: tuple[str, ...] = DATA_SUFFIXES) -> bool:
-    """Whether a file's name is one of weights, configuration or tokenizer (or as told), inside its folder."""
+    """Whether a file's name is one of weights, configuration or tokenizer (or as told), inside its folder.
+
+    The folder's own record is none of them.
+    """
     parts = PurePosixPath(path)
-    return parts.suffix in suffixes and not parts.is_absolute() and ".." not in parts.parts
+    inside = not parts.is_absolute() and ".." not in parts.parts
+    return inside and parts.suffix in suffixes and parts.parts[0] != RECORD
 
 
 @functools.cache

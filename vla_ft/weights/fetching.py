@@ -51,7 +51,13 @@ def listing() -> list[tuple[str, str, str, str, str]]:
     """A row for every entry: name, size, licence, state, what it is."""
     rows = []
     for entry in load_catalogue().values():
-        if is_here(entry):
+        try:
+            here = is_here(entry)
+        except UserError:  # `vla-ft fetch NAME` says what is wrong with its record
+            here = None
+        if here is None:
+            state = "damaged"
+        elif here:
             state = "here"
         elif entry.by_hand:
             state = "by hand"
@@ -131,9 +137,29 @@ def _begin(entry: Entry, folder: Path, say: Say) -> Record:
             f"Trusted on first use: {entry.unverified or 'no commit was named'}. What comes now is recorded in "
             f"{folder}, with its hashes, and later fetches into that folder must match."
         )
-    transfer.require_space(entry.name, folder, dict(record.files))
+    record = replace(record, files={**record.files, **_found(folder, record)})
+    transfer.require_space(
+        entry.name, folder, {name: about for name, about in record.files.items() if not (folder / name).is_file()}
+    )
     record.write(folder)
     return record
+
+
+def _found(folder: Path, record: Record) -> dict[str, FileRecord]:
+    """Listed files that lie in a folder without a record, measured. Another's file is neither taken nor replaced."""
+    found = {}
+    for name, expected in record.files.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        seen = transfer.measure(path)
+        if not transfer.agrees(seen, expected):
+            raise UserError(
+                f"{path} was not fetched and is {transfer.describe(seen)}, not {transfer.describe(expected)}. Move it "
+                "away, or name another folder with to=DIR."
+            )
+        found[name] = replace(seen, blob=expected.blob)
+    return found
 
 
 def _bring(entry: Entry, record: Record, folder: Path, say: Say) -> None:

@@ -9,9 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vla_ft.errors import UserError, unknown
-from vla_ft.weights.catalogue import Entry, find_entry, folder_name, is_repository, load_catalogue
+from vla_ft.weights.catalogue import (
+    DATA_SUFFIXES,
+    DATASET_SUFFIXES,
+    RECORD,
+    Entry,
+    find_entry,
+    folder_name,
+    is_data,
+    is_repository,
+    load_catalogue,
+)
 
-RECORD = "fetched.json"
 FORMAT = 1
 _PATH_SIGNS = ("/", "\\", ".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
@@ -75,6 +84,13 @@ def read_record(folder: Path) -> Record | None:
         if (seen := values.pop("format")) != FORMAT:
             raise ValueError(f"format {seen}, this version reads {FORMAT}")
         record = Record(**values)
+        strange = [
+            name
+            for name in (*record.files, *filter(None, [record.load]))
+            if not is_data(name, (*DATA_SUFFIXES, *DATASET_SUFFIXES))
+        ]
+        if strange:  # a record may come from elsewhere, and what it lists is read, replaced and removed
+            raise ValueError(f"it lists '{strange[0]}', which is no file of weights inside this folder")
         return replace(record, files={name: FileRecord(**about) for name, about in values["files"].items()})
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}). Remove the folder and fetch it again.") from error
