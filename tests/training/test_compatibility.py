@@ -29,9 +29,11 @@ REFUSED = [
     (("precision=bf16_kahan", "lora.action.rank=2"), 1, "Adapters are few and train in float32"),
     (("precision=bf16", "frozen_dtype=bf16"), 1, "nothing is frozen"),
     (("frozen_dtype=bf16", "freeze=[backbone]"), 1, "would compute in two types"),
+    (("frozen_features.parts=[backbone]",), 1, "nothing is frozen. Freeze them with freeze=[backbone]"),
 ]
 ALLOWED = [
     ((), 1), ((), 2), (("engine=fsdp2",), 1), (("engine=fsdp2", "offload=all"), 1), (("engine=zero3",), 1),
+    (("freeze=[backbone]", "frozen_features.parts=[backbone]"), 1),
     (("engine=hsdp", "shard_group=2"), 4), (("engine=zero3", "offload=all"), 2),
     (("engine=zero1", "precision=bf16", "batch.accumulation=1"), 2), (("engine=zero2", "compile=true"), 2),
     (("engine=zero1", "precision=bf16", "batch.accumulation=2", "offload=optimizer"), 2),

@@ -272,7 +272,7 @@ def test_rounded_features_are_a_choice_that_is_kept(tmp_path: Path, plain: Path)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("freeze=[]",), r"'backbone', whose weights are trained .*freeze=\[backbone\]"),
+        (("freeze=[]",), r"parts that are not trained, and nothing is frozen.*freeze=\[backbone\]"),
         (("frozen_features.parts=[backbon]",), r"'backbon'\. Did you mean 'backbone'\?"),
         (("frozen_features.parts=[action]",), r"Unknown part whose features can be cached 'action'"),
     ],

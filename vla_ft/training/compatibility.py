@@ -37,6 +37,8 @@ class Setup:
     """As given; ``shard_group`` is what it comes to."""
     accumulation: int = 1
     """Micro-batches of an update."""
+    cached: str = ""
+    """Parts whose features are to be cached, with commas."""
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int, local_world_size: int) -> Setup:
@@ -57,6 +59,7 @@ class Setup:
             adapters=bool(config.lora),
             asked_shard_group=config.shard_group,
             accumulation=config.batch.accumulation,
+            cached=",".join(config.frozen_features.parts) if config.frozen_features else "",
         )
 
 
@@ -150,6 +153,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         lambda s: s.precision == "fp32" and s.frozen_dtype == "bf16",
         "frozen_dtype=bf16 under precision=fp32 would compute in two types. Set precision=bf16, or frozen_dtype=fp32.",
+    ),
+    Rule(  # which weights a part has is known later: `frozen_parts.cacheable` asks the model
+        lambda s: bool(s.cached) and not s.frozen,
+        "frozen_features.parts=[{cached}] is for parts that are not trained, and nothing is frozen. Freeze them with "
+        "freeze=[{cached}], or set frozen_features=null.",
     ),
 )  # fmt: skip
 
