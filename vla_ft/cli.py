@@ -157,6 +157,8 @@ def _plan(arguments: Sequence[str]) -> int:
         title = f"{asked.recipe} on {found.target.cards} x {found.target.name}, batch {asked.batch.per_device} a device"
         best = found.recommended.line or "as asked" if found.recommended else ""
         draw_memory(bars(found), found.target.memory_gib, title, request.output / "plan.png", best)
+    if found.refused:
+        return 2
     return 0 if found.recommended is not None else 1
 
 

@@ -30,6 +30,18 @@ def test_a_plan_on_the_command_line(tmp_path, capsys):
     assert (tmp_path / "plan.png").stat().st_size > 10_000
 
 
+def test_what_the_table_refuses_is_said_with_the_reason(tmp_path, capsys):
+    assert main(["plan", *TINY, "card=rtx3090", "engine=ddp", "offload=all", f"output={tmp_path}"]) == 2
+    assert "offload=all would do nothing" in " ".join(capsys.readouterr().out.split())
+    assert "offload=all would do nothing" in json.loads((tmp_path / PLAN).read_text())["refused"][0]
+
+
+def test_devices_say_how_many_cards():
+    assert read_request([*TINY, "card=rtx3090", "devices=4"]).cards == 4
+    assert read_request([*TINY, "card=rtx3090", "devices=4", "cards=4"]).cards == 4
+    assert read_request([*TINY, "card=rtx3090"]).cards is None
+
+
 def test_nothing_fits_is_said_and_returned(capsys):
     assert main(["plan", *TINY, "card=0.3GiB"]) == 1
     assert "Nothing that keeps the method fits" in capsys.readouterr().out
@@ -40,6 +52,8 @@ def test_nothing_fits_is_said_and_returned(capsys):
     [
         (("card=rtx3009",), "Did you mean 'rtx3090'"),
         (("card=22GiB", "cards=two"), "cards=two: expected a number"),
+        (("card=22GiB", "cards=\u00b2"), "cards=\u00b2: expected a number"),
+        (("card=22GiB", "cards=4", "devices=2"), "cards=4 and devices=2 disagree"),
         (("card=22GiB", "batch.per_devise=2"), "Did you mean 'batch.per_device'"),
     ],
 )

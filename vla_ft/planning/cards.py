@@ -37,6 +37,8 @@ def target_of(card: str | None, cards: int | None, gpus: Gpus | None = None, tab
         if size <= 0:
             raise UserError(f"card={card} has no memory. Expected an amount such as 22GiB, or a card's name.")
         return Target(f"{size:g} GiB", size, cards or 1)
+    if re.match(r"\d+(\.\d+)?\s*(gib|gb|g)", card.strip().lower()) or re.fullmatch(r"[\d.]+", card.strip()):
+        raise UserError(f"card={card}: expected an amount of memory of the form 22GiB, or a card's name.")
     known = (table or load_table()).card(card)
     return Target(known.name, known.memory_gib, cards or 1, known.bf16)
 

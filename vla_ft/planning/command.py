@@ -57,11 +57,24 @@ def read_request(words: Sequence[str]) -> Request:
         note = f"{config.data.path} is not here: cameras and dimensions are those of data.mock."
     if own.get("measure", "false") not in ("true", "false"):
         raise UserError(f"measure={own['measure']}: expected true or false.")
-    cards = own.get("cards")
-    if cards is not None and not cards.isdigit():
-        raise UserError(f"cards={cards}: expected a number, 1 or more.")
+    cards = _cards(own.get("cards"), config.devices)
     output = Path(config.output) if "output" in given else None
-    return Request(config, own.get("card"), int(cards) if cards else None, own.get("measure") == "true", output, note)
+    return Request(config, own.get("card"), cards, own.get("measure") == "true", output, note)
+
+
+def _cards(said: str | None, devices: int | str) -> int | None:
+    """How many cards: ``cards=``, or a run's ``devices=`` where that is a number; None leaves it to the machine."""
+    if said is not None and not (said.isascii() and said.isdecimal()):
+        raise UserError(f"cards={said}: expected a number, 1 or more.")
+    named = devices if isinstance(devices, int) else None
+    if said is None:
+        return named
+    if named is not None and named != int(said):
+        raise UserError(
+            f"cards={said} and devices={named} disagree: the plan would be for other cards than the run takes. "
+            "Say one of them."
+        )
+    return int(said)
 
 
 def make_plan(request: Request) -> Plan:

@@ -61,7 +61,7 @@ def sentences(found: Plan) -> list[str]:
     """What was asked, what is recommended and how far it goes."""
     lines = []
     if found.asked is None:
-        lines.append("As asked, this combination is refused before anything is loaded (see `vla-ft train`).")
+        lines.append("As asked, this combination is refused before anything is loaded: " + " ".join(found.refused))
     else:
         trained, frozen = found.asked.forecast.parameters
         lines.append(
@@ -96,6 +96,7 @@ def plan_as_data(found: Plan) -> dict[str, Any]:
         "recommended": found.recommended.line if found.recommended else None,
         "largest_batch_per_device": found.largest_batch,
         "sentences": sentences(found),
+        "refused": list(found.refused),
         "steps_traced": found.traced,
         "left_out_for_their_states": found.hopeless,
     }

@@ -34,6 +34,8 @@ class Plan:
     traced: int
     hopeless: int = 0
     """Combinations left out: what they hold before the first sample is seen exceeds a card."""
+    refused: tuple[str, ...] = ()
+    """Why the compatibility table refuses what was asked; empty where it does not."""
 
 
 def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
@@ -50,7 +52,8 @@ def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
     if recommended is None:
         recommended = _smaller_batch(config, planner, target, options)
     largest = largest_batch(recommended, planner, target) if recommended else 0
-    return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced, hopeless)
+    refused = tuple(refusals(setup_of(config, target, planner)))
+    return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced, hopeless, refused)
 
 
 def _options(config: RunConfig, planner: Planner, target: Target) -> tuple[list[Option], int]:
