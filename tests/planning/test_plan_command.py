@@ -15,7 +15,7 @@ from vla_ft.planning.cards import Target
 from vla_ft.planning.command import check_before_training, read_request
 from vla_ft.planning.forecast import Planner
 from vla_ft.planning.imagined import describe
-from vla_ft.planning.output import PLAN, beside_measured, keep_forecast
+from vla_ft.planning.output import FORECAST, PLAN, beside_measured, run_forecast
 
 TINY = ("recipe=act-mock", "data.mock.image_size=[32,32]", "batch.per_device=2")
 
@@ -94,11 +94,12 @@ def test_the_forecast_stands_beside_the_measured_peak(tmp_path):
     planner = Planner(describe(config))
     forecast, _, warning = command.judge(config, target, planner)
     assert warning == ""
-    keep_forecast(tmp_path, forecast, target)
-    line = beside_measured(tmp_path, int(forecast.peak.total / 1.02))
+    (tmp_path / PLAN).write_text("{}")  # that of `vla-ft plan` into the same folder is left alone
+    line = beside_measured(tmp_path, run_forecast(forecast, target), int(forecast.peak.total / 1.02))
     assert line.endswith("foreseen (+2.0%)")
-    assert json.loads((tmp_path / PLAN).read_text())["measured"]["error"] == pytest.approx(0.02, abs=1e-4)
-    assert beside_measured(tmp_path / "none", 1) == ""
+    assert json.loads((tmp_path / FORECAST).read_text())["measured"]["error"] == pytest.approx(0.02, abs=1e-4)
+    assert (tmp_path / PLAN).read_text() == "{}"
+    assert beside_measured(tmp_path, run_forecast(forecast, target), 0) == ""
 
 
 def test_a_real_step_is_measured_when_asked(capsys):
@@ -118,7 +119,7 @@ def test_a_run_on_the_cpu_ends_with_forecast_and_measured_peak(tmp_path, monkeyp
     assert main(["train", *words, "plan=warn"]) == 0
     said = re.search(r"memory: [\d.]+ GiB allocated at most, [\d.]+ GiB foreseen \((\S+)%\)", capsys.readouterr().out)
     assert said is not None and abs(float(said.group(1))) < 3
-    kept = json.loads((tmp_path / PLAN).read_text())
+    kept = json.loads((tmp_path / FORECAST).read_text())
     assert kept["target"]["name"] == "this CPU"
     assert abs(kept["measured"]["error"]) < 0.03
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from vla_ft.planning.search import Plan
 from vla_ft.planning.states import GIB
 
 PLAN = "plan.json"
-"""In a run folder: what was foreseen, and in the end what was measured."""
+"""What `vla-ft plan` found."""
+FORECAST = "forecast.json"
+"""In a run folder: what was foreseen for this run, and what was measured."""
 KINDS = ("weights", "gradients", "optimizer", "average", "activations", "temporaries", "buffers")
 
 
@@ -124,22 +125,18 @@ def bars(found: Plan) -> list[tuple[str, dict[str, float], bool]]:
     return rows
 
 
-def keep_forecast(folder: Path, forecast: Forecast, target: Target) -> None:
-    """Leave a run's forecast in its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / PLAN, {"target": dataclasses.asdict(target), "forecast": forecast.to_json()})
+def run_forecast(forecast: Forecast, target: Target) -> dict[str, Any]:
+    """A run's own forecast as plain JSON types."""
+    return {"target": dataclasses.asdict(target), "forecast": forecast.to_json()}
 
 
-def beside_measured(folder: Path, measured: int) -> str:
-    """Add the measured peak, bytes, to a run's forecast; the two in a sentence, or nothing without a forecast."""
-    path = folder / PLAN
-    if not path.is_file():
+def beside_measured(folder: Path, kept: dict[str, Any], measured: int) -> str:
+    """Leave this run's forecast in its folder with the measured peak, bytes; the two in a sentence, or nothing where
+    nothing was measured."""
+    if not measured:
+        write_json(folder / FORECAST, kept)
         return ""
-    kept = json.loads(path.read_text())
     foreseen = kept["forecast"]["peak"]["total"]
-    kept["measured"] = {"peak_allocated": measured, "error": foreseen / measured - 1}
-    write_json(path, kept)
-    return (
-        f"memory: {measured / GIB:.3f} GiB allocated at most, {foreseen / GIB:.3f} GiB foreseen "
-        f"({kept['measured']['error']:+.1%})"
-    )
+    error = foreseen / measured - 1
+    write_json(folder / FORECAST, {**kept, "measured": {"peak_allocated": measured, "error": error}})
+    return f"memory: {measured / GIB:.3f} GiB allocated at most, {foreseen / GIB:.3f} GiB foreseen ({error:+.1%})"

@@ -60,13 +60,14 @@ def _options(config: RunConfig, planner: Planner, target: Target) -> tuple[list[
     """In order of preference, and how many were left out because what they hold before the first sample exceeds a
     card: they need no trace to be refused."""
     candidates = {}
+    asked = setup_of(config, target, planner)
     for changes in (*_changes(config, target), *_cached(config, planner, target)):
         changed = _apply(config, changes)
         setup = setup_of(changed, target, planner)
         key = (setup, changed.activation_checkpointing, changed.frozen_features)
         if key not in candidates and not refusals(setup):
             words = words_of(config, changed)
-            rank = (changes_maths(config, changed), cost_of(changed, setup) if words else -1)
+            rank = (changes_maths(asked, setup), cost_of(changed, setup) if words else -1)
             candidates[key] = (rank, words, changed, setup)
     options: list[Option] = []
     hopeless = 0
