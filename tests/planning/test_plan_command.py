@@ -44,7 +44,10 @@ def test_devices_say_how_many_cards():
 
 def test_nothing_fits_is_said_and_returned(capsys):
     assert main(["plan", *TINY, "card=0.3GiB"]) == 1
-    assert "Nothing that keeps the method fits" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Nothing that keeps the method fits" in printed
+    assert re.search(r"None fits; \d+ more are in plan\.json", printed)
+    assert "1 x 0.3 GiB\n" in re.sub(r" +\n", "\n", printed)
 
 
 @pytest.mark.parametrize(

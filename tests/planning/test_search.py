@@ -103,6 +103,16 @@ def test_fewer_bytes_in_every_step_of_sharding(planner):
     assert needed == sorted(needed, reverse=True)
 
 
+def test_offload_is_held_against_the_host(planner):
+    config = load_run_config([*WORDS, "engine=fsdp2", "offload=all"])
+    forecast = planner.forecast(config, Setup.of(config, 1, 1))
+    held = forecast.host.peak / 2**30
+    assert forecast.fits(Target("test", 24.0, 1)) and forecast.fits(Target("test", 24.0, 1, host_gib=held + 1))
+    little = Target("test", 24.0, 1, host_gib=held - 1)
+    assert not forecast.fits(little)
+    assert "of host memory" in forecast.sentence(little)
+
+
 @pytest.mark.nightly
 def test_seven_billion_on_four_cards_of_22_gib_as_in_the_document():
     config = load_run_config([*WORDS, "engine=fsdp2", "precision=bf16", "activation_checkpointing=true"])

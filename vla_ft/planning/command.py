@@ -22,7 +22,7 @@ from vla_ft.planning.search import Plan, plan
 from vla_ft.planning.states import GIB
 from vla_ft.training.compatibility import refuse
 
-OWN_WORDS = ("card", "cards", "measure")
+OWN_WORDS = ("card", "cards", "host", "measure")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Request:
     """Where plan.json and plan.png go, when a folder was named."""
     note: str
     """What the shapes were taken from, when it is not the dataset."""
+    host: float | None = None
+    """GiB of the machine's memory, when it was named."""
 
 
 def read_request(words: Sequence[str]) -> Request:
@@ -59,7 +61,8 @@ def read_request(words: Sequence[str]) -> Request:
         raise UserError(f"measure={own['measure']}: expected true or false.")
     cards = _cards(own.get("cards"), config.devices)
     output = Path(config.output) if "output" in given else None
-    return Request(config, own.get("card"), cards, own.get("measure") == "true", output, note)
+    host = target_of(own["host"], 1).memory_gib if "host" in own else None
+    return Request(config, own.get("card"), cards, own.get("measure") == "true", output, note, host)
 
 
 def _cards(said: str | None, devices: int | str) -> int | None:
@@ -79,7 +82,10 @@ def _cards(said: str | None, devices: int | str) -> int | None:
 
 def make_plan(request: Request) -> Plan:
     """The plan of a request. Raises UserError for cards that are unknown and models that cannot be built."""
-    return plan(request.config, Planner(_described(request.config)), target_of(request.card, request.cards))
+    target = target_of(request.card, request.cards)
+    if request.host is not None:
+        target = dataclasses.replace(target, host_gib=request.host)
+    return plan(request.config, Planner(_described(request.config)), target)
 
 
 def compare_on_cpu(config: RunConfig) -> str:

@@ -46,8 +46,14 @@ class Forecast:
         return self.allocated + sum(item.bytes for item in self.margin)
 
     def fits(self, target: Target) -> bool:
-        """Whether a card of ``target`` has that much."""
-        return self.needed <= target.memory_gib * GIB
+        """Whether a card of ``target`` has that much, and its host what is offloaded."""
+        return self.needed <= target.memory_gib * GIB and self.fits_host(target)
+
+    def fits_host(self, target: Target) -> bool:
+        """Whether the machine holds what is offloaded; without offload, or with an unknown machine, not judged."""
+        if self.setup.offload == "none" or target.host_gib is None:
+            return True
+        return self.host.peak <= target.host_gib * GIB
 
     def sentence(self, target: Target) -> str:
         """What is needed where, and why the batch cannot help when it cannot."""
@@ -57,6 +63,8 @@ class Forecast:
             f"{verdict}: {allocated:.2f} GiB allocated at its fullest (in {self.peak.phase}), {whole:.2f} with the "
             f"margin, on {target.name} with {target.memory_gib:.1f} GiB"
         )
+        if not self.fits_host(target):
+            return f"{text}. Offloading needs {self.host.peak / GIB:.1f} GiB of host memory of {target.host_gib:.1f}"
         why = explain(self.states, target.memory_gib, self.setup.world_size, self.parameters)
         return f"{text}. {why}" if why else text
 
