@@ -103,6 +103,14 @@ def test_fewer_bytes_in_every_step_of_sharding(planner):
     assert needed == sorted(needed, reverse=True)
 
 
+def test_what_the_drivers_share_would_tip_fits_barely(planner):
+    config = load_run_config(WORDS)
+    forecast = planner.forecast(config, Setup.of(config, 1, 1))
+    needed = forecast.needed / 2**30
+    for room, verdict in ((1.01, "barely fits"), (1.1, "fits"), (0.99, "does not fit")):
+        assert forecast.sentence(Target("test", needed * room, 1)).startswith(f"{verdict}: ")
+
+
 def test_offload_is_held_against_the_host(planner):
     config = load_run_config([*WORDS, "engine=fsdp2", "offload=all"])
     forecast = planner.forecast(config, Setup.of(config, 1, 1))
