@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -80,7 +81,7 @@ def _train(arguments: Sequence[str]) -> int:
 
     config = load_run_config(arguments)
     processes = processes_for(config.devices, config.device)
-    _foresee(config, processes)
+    foreseen = _foresee(config, processes)
     if processes > 1:
         return launch(["train", *arguments], processes)
 
@@ -97,7 +98,7 @@ def _train(arguments: Sequence[str]) -> int:
         numbers = ", ".join(
             f"{k.split('/')[1]} {v:.4f}" for k, v in report.metrics.items() if k.startswith("validation/")
         )
-        memory = _memory(report.folder, watch.measured if watch else 0)
+        memory = _memory(report.folder, foreseen, watch.measured if watch else 0)
         said = [f"held out: {numbers}"] if numbers else []
         said += [f"{report.damaged} damaged episodes left out (data.json)"] if report.damaged else []
         said += [memory] if memory else []
@@ -105,24 +106,32 @@ def _train(arguments: Sequence[str]) -> int:
     return EXIT_INTERRUPTED if report.interrupted else 0
 
 
-def _foresee(config: RunConfig, processes: int) -> None:
-    """Refuse a run that cannot fit on its cards, once, before any process loads weights."""
-    if "VLA_FT_LAUNCHER" in os.environ or int(os.environ.get("RANK", "0")) != 0:
-        return  # whoever started this process has asked
-    from pathlib import Path
+def _foresee(config: RunConfig, processes: int) -> str:
+    """Refuse a run that cannot fit on its cards, once, before any process loads weights.
 
+    Returns the forecast as JSON, empty without one. Processes that are started here find it in their environment: it
+    is written when training has accepted the run folder and ended.
+    """
+    if "VLA_FT_LAUNCHER" in os.environ:
+        return os.environ.get("VLA_FT_FORECAST", "")  # whoever started this process has asked
+    if int(os.environ.get("RANK", "0")) != 0:
+        return ""
     from vla_ft.planning.command import check_before_training
-    from vla_ft.planning.output import keep_forecast
+    from vla_ft.planning.output import run_forecast
 
     answer = check_before_training(config, processes)
     if answer is None:
-        return
+        os.environ.pop("VLA_FT_FORECAST", None)
+        return ""
     forecast, target, warning = answer
     print(f"vla-ft: {warning}" if warning else f"memory {forecast.sentence(target)}", file=sys.stderr, flush=True)
-    keep_forecast(Path(config.output), forecast, target)
+    found = json.dumps(run_forecast(forecast, target))
+    if processes > 1:
+        os.environ["VLA_FT_FORECAST"] = found
+    return found
 
 
-def _memory(folder: Path, watched: int) -> str:
+def _memory(folder: Path, foreseen: str, watched: int) -> str:
     """What this process held at most beside what was foreseen, or nothing where neither was asked for.
 
     A card's account is torch's own; ``watched`` is that of a run on the CPU, bytes.
@@ -132,7 +141,7 @@ def _memory(folder: Path, watched: int) -> str:
     from vla_ft.planning.output import beside_measured
 
     measured = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else watched
-    return beside_measured(folder, measured) if measured else ""
+    return beside_measured(folder, json.loads(foreseen), measured) if foreseen else ""
 
 
 def _plan(arguments: Sequence[str]) -> int:
@@ -160,6 +169,8 @@ def _plan(arguments: Sequence[str]) -> int:
         title = f"{asked.recipe} on {found.target.cards} x {found.target.name}, batch {asked.batch.per_device} a device"
         best = found.recommended.line or "as asked" if found.recommended else ""
         draw_memory(bars(found), found.target.memory_gib, title, request.output / "plan.png", best)
+    if found.refused:
+        return 2
     return 0 if found.recommended is not None else 1
 
 

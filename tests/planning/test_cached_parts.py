@@ -36,7 +36,8 @@ def traced(*words):
 
 @pytest.mark.parametrize("words", [(), ("precision=bf16", "frozen_dtype=bf16"), ("activation_checkpointing=true",)])
 def test_a_step_without_the_part_is_within_three_per_cent(words):
-    config, setup, trace = traced(*CACHED, *words)
+    # With fewer samples a convolution's workspace decides, which oneDNN sizes by the number of threads.
+    config, setup, trace = traced(*CACHED, "batch.per_device=12", *words)
     foreseen = moments(trace, setup, ema=config.ema is not None).peak()
     assert trace.parameters[1] == 0, "nothing frozen is left"
     assert foreseen.total == pytest.approx(measure_step(config, describe(config)).peak, rel=TOLERANCE)

@@ -22,7 +22,7 @@ from vla_ft.planning.search import Plan, plan
 from vla_ft.planning.states import GIB
 from vla_ft.training.compatibility import refuse
 
-OWN_WORDS = ("card", "cards", "measure")
+OWN_WORDS = ("card", "cards", "host", "measure")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Request:
     """Where plan.json and plan.png go, when a folder was named."""
     note: str
     """What the shapes were taken from, when it is not the dataset."""
+    host: float | None = None
+    """GiB of the machine's memory, when it was named."""
 
 
 def read_request(words: Sequence[str]) -> Request:
@@ -57,16 +59,33 @@ def read_request(words: Sequence[str]) -> Request:
         note = f"{config.data.path} is not here: cameras and dimensions are those of data.mock."
     if own.get("measure", "false") not in ("true", "false"):
         raise UserError(f"measure={own['measure']}: expected true or false.")
-    cards = own.get("cards")
-    if cards is not None and not cards.isdigit():
-        raise UserError(f"cards={cards}: expected a number, 1 or more.")
+    cards = _cards(own.get("cards"), config.devices)
     output = Path(config.output) if "output" in given else None
-    return Request(config, own.get("card"), int(cards) if cards else None, own.get("measure") == "true", output, note)
+    host = target_of(own["host"], 1).memory_gib if "host" in own else None
+    return Request(config, own.get("card"), cards, own.get("measure") == "true", output, note, host)
+
+
+def _cards(said: str | None, devices: int | str) -> int | None:
+    """How many cards: ``cards=``, or a run's ``devices=`` where that is a number; None leaves it to the machine."""
+    if said is not None and not (said.isascii() and said.isdecimal()):
+        raise UserError(f"cards={said}: expected a number, 1 or more.")
+    named = devices if isinstance(devices, int) else None
+    if said is None:
+        return named
+    if named is not None and named != int(said):
+        raise UserError(
+            f"cards={said} and devices={named} disagree: the plan would be for other cards than the run takes. "
+            "Say one of them."
+        )
+    return int(said)
 
 
 def make_plan(request: Request) -> Plan:
     """The plan of a request. Raises UserError for cards that are unknown and models that cannot be built."""
-    return plan(request.config, Planner(_described(request.config)), target_of(request.card, request.cards))
+    target = target_of(request.card, request.cards)
+    if request.host is not None:
+        target = dataclasses.replace(target, host_gib=request.host)
+    return plan(request.config, Planner(_described(request.config)), target)
 
 
 def compare_on_cpu(config: RunConfig) -> str:

@@ -17,6 +17,9 @@ from vla_ft.planning.rehearsal import Build, Compute, Trace, rehearse
 from vla_ft.planning.states import GIB, Bytes, explain, states_of
 from vla_ft.training.compatibility import SHARDED, ZERO, Setup
 
+BARELY = 0.98
+"""Of a card's nominal memory: torch finds 1 to 2 % less of it, which the driver keeps (23.7 of a 3090's 24 GiB)."""
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -46,17 +49,27 @@ class Forecast:
         return self.allocated + sum(item.bytes for item in self.margin)
 
     def fits(self, target: Target) -> bool:
-        """Whether a card of ``target`` has that much."""
-        return self.needed <= target.memory_gib * GIB
+        """Whether a card of ``target`` has that much, and its host what is offloaded."""
+        return self.needed <= target.memory_gib * GIB and self.fits_host(target)
+
+    def fits_host(self, target: Target) -> bool:
+        """Whether the machine holds what is offloaded; without offload, or with an unknown machine, not judged."""
+        if self.setup.offload == "none" or target.host_gib is None:
+            return True
+        return self.host.peak <= target.host_gib * GIB
 
     def sentence(self, target: Target) -> str:
         """What is needed where, and why the batch cannot help when it cannot."""
         allocated, whole = self.peak.total / GIB, self.needed / GIB
-        verdict = "fits" if self.fits(target) else "does not fit"
+        verdict = "does not fit"
+        if self.fits(target):
+            verdict = "barely fits" if self.needed > BARELY * target.memory_gib * GIB else "fits"
         text = (
             f"{verdict}: {allocated:.2f} GiB allocated at its fullest (in {self.peak.phase}), {whole:.2f} with the "
             f"margin, on {target.name} with {target.memory_gib:.1f} GiB"
         )
+        if not self.fits_host(target):
+            return f"{text}. Offloading needs {self.host.peak / GIB:.1f} GiB of host memory of {target.host_gib:.1f}"
         why = explain(self.states, target.memory_gib, self.setup.world_size, self.parameters)
         return f"{text}. {why}" if why else text
 

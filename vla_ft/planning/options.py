@@ -7,7 +7,7 @@ from typing import Any
 
 from vla_ft.config import RunConfig
 from vla_ft.planning.cards import Target
-from vla_ft.planning.forecast import Forecast, Planner
+from vla_ft.planning.forecast import Forecast, Planner, compute_of
 from vla_ft.training.compatibility import Setup
 
 ENGINE_COST = {"single": 0, "ddp": 0, "fsdp2": 2, "hsdp": 2, "zero1": 2, "zero2": 3, "zero3": 5}
@@ -80,9 +80,16 @@ def _text(value: Any) -> str:
     return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not isinstance(value, str) else value
 
 
-def changes_maths(asked: RunConfig, changed: RunConfig) -> bool:
+def changes_maths(asked: Setup, changed: Setup) -> bool:
     """Whether numbers are rounded or moments kept otherwise than was asked for."""
-    return (asked.precision, asked.optimizer.name) != (changed.precision, changed.optimizer.name)
+    return _maths(asked) != _maths(changed)
+
+
+def _maths(setup: Setup) -> tuple[str, ...]:
+    """The same precision is computed under autocast by one engine and with bfloat16 weights by another."""
+    compute = compute_of(setup)
+    frozen = setup.frozen_dtype if setup.frozen and compute != "fp32" else "fp32"
+    return setup.precision, setup.optimizer, compute, frozen
 
 
 def cost_of(config: RunConfig, setup: Setup) -> int:

@@ -34,6 +34,8 @@ class Plan:
     traced: int
     hopeless: int = 0
     """Combinations left out: what they hold before the first sample is seen exceeds a card."""
+    refused: tuple[str, ...] = ()
+    """Why the compatibility table refuses what was asked; empty where it does not."""
 
 
 def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
@@ -50,20 +52,22 @@ def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
     if recommended is None:
         recommended = _smaller_batch(config, planner, target, options)
     largest = largest_batch(recommended, planner, target) if recommended else 0
-    return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced, hopeless)
+    refused = tuple(refusals(setup_of(config, target, planner)))
+    return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced, hopeless, refused)
 
 
 def _options(config: RunConfig, planner: Planner, target: Target) -> tuple[list[Option], int]:
     """In order of preference, and how many were left out because what they hold before the first sample exceeds a
     card: they need no trace to be refused."""
     candidates = {}
+    asked = setup_of(config, target, planner)
     for changes in (*_changes(config, target), *_cached(config, planner, target)):
         changed = _apply(config, changes)
         setup = setup_of(changed, target, planner)
         key = (setup, changed.activation_checkpointing, changed.frozen_features)
         if key not in candidates and not refusals(setup):
             words = words_of(config, changed)
-            rank = (changes_maths(config, changed), cost_of(changed, setup) if words else -1)
+            rank = (changes_maths(asked, setup), cost_of(changed, setup) if words else -1)
             candidates[key] = (rank, words, changed, setup)
     options: list[Option] = []
     hopeless = 0
