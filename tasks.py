@@ -138,6 +138,22 @@ def fetch(ctx: Context, gpu: str = "auto", local: bool = False, wheelhouse: str 
 
 
 @task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def data(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
+    """Datasets: `invoke data -- inspect DIR`, `check DIR`, `convert from=DIR to=DIR format=lerobot`."""
+    with mistakes():
+        job = jobs.data(jobs.words(args, ctx.remainder))
+    launch(job, gpu, "containers see datasets read-only", wheelhouse)
+
+
+@task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
+def recipe(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
+    """A complete recipe for a dataset: `invoke recipe -- from-data datasets/mine policy=act`."""
+    with mistakes():
+        job = jobs.recipe(jobs.words(args, ctx.remainder))
+    launch(job, gpu, "recipe has no service of its own", wheelhouse)
+
+
+@task(help={"gpu": GPU_HELP, "wheelhouse": WHEELS_HELP, "args": ARGS_HELP})
 def export(ctx: Context, gpu: str = "auto", wheelhouse: str | None = None, args: str = "") -> None:
     """One file of weights from a checkpoint: `invoke export -- checkpoint=runs/act output=act.safetensors`."""
     with mistakes():
@@ -269,5 +285,22 @@ def _print_json(data: object, indent: int | None = 2) -> None:
 
 
 ns = Collection(
-    base, build, doctor, export, fetch, lock, logs, matrix, plan, record, shell, smoke, stop, test, train, use
+    base,
+    build,
+    data,
+    doctor,
+    export,
+    fetch,
+    lock,
+    logs,
+    matrix,
+    plan,
+    recipe,
+    record,
+    shell,
+    smoke,
+    stop,
+    test,
+    train,
+    use,
 )

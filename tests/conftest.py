@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as vla_ft.cli does, before anything imports torch
+# What tests compute must not outlive them in the user's own cache.
+_cache = tempfile.TemporaryDirectory(prefix="vla-ft-test-cache-")
+os.environ["VLA_FT_CACHE"] = _cache.name
 
 TESTS = Path(__file__).resolve().parent
 

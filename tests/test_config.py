@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from vla_ft.config import load_run_config, recipe_names, run_config_from_dict
@@ -61,6 +63,42 @@ def test_a_recipe_file_of_ones_own(tmp_path):
     recipe.write_text("policy: [act\n")
     with pytest.raises(UserError, match="not valid YAML"):
         load_run_config([f"recipe={recipe}"])
+
+
+def test_mixes_and_augmentation():
+    config = load_run_config(
+        ["recipe=act", "data.path=/data", "data.mix.a.weight=2", "data.mix.b.path=elsewhere",
+         "data.augmentation.brightness=0.2", "data.image_size=[224,224]"]
+    )  # fmt: skip
+    assert (config.data.mix["a"].weight, config.data.mix["b"].path) == (2.0, "elsewhere")
+    assert config.data.augmentation.brightness == 0.2
+    assert config.data.augmented
+    assert not config.data.drops_unlabeled
+    assert run_config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    published = load_run_config(["recipe=act", "data.path=/data", "data.mix=bridge", "data.augmentation=cogact"])
+    assert published.data.augmented
+    assert published.data.drops_unlabeled
+    assert not load_run_config(["recipe=act", "data.path=/data"]).data.augmented
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.augmentation=cogcat"], "Key 'data.augmentation' is 'cogcat': input should be 'none', 'cogact' or 'pi"),
+        (["data.augmentation=cogcat"], "Did you mean 'cogact'?"),
+        (
+            ["data.augmentation.brigthness=1"],
+            "Unknown key 'data.augmentation.brigthness'. Did you mean 'data.augmentation.brightness'?",
+        ),
+        (["data.mix.a.weight=0"], "Key 'data.mix.a.weight' is 0: input should be greater than 0"),
+        (["data.mix.a.wieght=1"], "Unknown key 'data.mix.a.wieght'"),
+        (["data.steps_per_episode=0"], "Key 'data.steps_per_episode' is 0"),
+    ],
+)
+def test_mistakes_in_mixes_and_augmentation(words, message):
+    with pytest.raises(UserError) as error:
+        load_run_config(["recipe=act", "data.path=/data", *words])
+    assert message in str(error.value)
 
 
 def test_what_is_stored_with_a_checkpoint_gives_the_same_configuration():

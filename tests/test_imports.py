@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "deployment": {"config", "data", "policies"},
     "reporting": set(),
     "simulation": {"data"},
+    "inspection": {"config", "data", "policies"},
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import sys
@@ -25,14 +27,20 @@ USAGE = """vla-ft COMMAND [key=value ...]
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
   export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
+            dataset OWNER/NAME@REV [to=DIR]    a LeRobot dataset, which data.path=hub:OWNER/NAME@REV then finds
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
-  mock      output=DIR key=value ...      write a small mock dataset
+  data      inspect PATH key=value ...         what a dataset holds: tables, a contact sheet, plots over time
+            check PATH [on_damage=skip] ...    all that is wrong with it, by episode, step and field
+            convert from=PATH to=DIR format=NAME ...   from any format to another, exact where both can
+            mock output=DIR format=NAME ...    write a small mock dataset
+  recipe    from-data PATH policy=act ...      a complete recipe for a dataset, and what could not be known
   recipes                                 list recipes; `recipes NAME` prints one
   selftest                                prove this environment: versions, CUDA, architectures, backends, policies
 
 Keys are those of the recipe files (vla_ft/recipes), such as steps=1000, data.path=/data/demos, batch.per_device=4.
-Exit codes: 0 done, 1 tried and fell short (a smoke run that did not learn, attempts that ran out, nothing fits), 2 a
-mistake that you can mend, 75 stopped by a signal after a checkpoint (run again to continue)."""
+Exit codes: 0 done, 1 tried and fell short (a smoke run that did not learn, attempts that ran out, nothing fits, a check
+that found something wrong), 2 a mistake that you can mend, 75 stopped by a signal after a checkpoint (run again to
+continue)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,52 +81,67 @@ def _train(arguments: Sequence[str]) -> int:
 
     config = load_run_config(arguments)
     processes = processes_for(config.devices, config.device)
-    _foresee(config, processes)
+    foreseen = _foresee(config, processes)
     if processes > 1:
         return launch(["train", *arguments], processes)
 
+    from vla_ft.planning.command import watched
+    from vla_ft.planning.measurement import SecondUpdate
     from vla_ft.reporting.curves import draw_loss
     from vla_ft.training.trainer import train
 
-    report = train(config)
+    watch = SecondUpdate() if watched(config) else None
+    report = train(config, watch=watch)
     if int(os.environ.get("RANK", "0")) == 0:
         draw_loss(report.folder)
         end = f"stopped by {report.interrupted} at" if report.interrupted else "finished"
         numbers = ", ".join(
             f"{k.split('/')[1]} {v:.4f}" for k, v in report.metrics.items() if k.startswith("validation/")
         )
-        memory = _memory(report.folder)
-        print(
-            f"{end} step {report.step}{f'; held out: {numbers}' if numbers else ''}"
-            f"{f'; {memory}' if memory else ''}; run folder {report.folder}"
-        )
+        memory = _memory(report.folder, foreseen, watch.measured if watch else 0)
+        said = [f"held out: {numbers}"] if numbers else []
+        said += [f"{report.damaged} damaged episodes left out (data.json)"] if report.damaged else []
+        said += [memory] if memory else []
+        print("; ".join([f"{end} step {report.step}", *said, f"run folder {report.folder}"]))
     return EXIT_INTERRUPTED if report.interrupted else 0
 
 
-def _foresee(config: RunConfig, processes: int) -> None:
-    """Refuse a run that cannot fit on its cards, once, before any process loads weights."""
-    if "VLA_FT_LAUNCHER" in os.environ or int(os.environ.get("RANK", "0")) != 0:
-        return  # whoever started this process has asked
-    from pathlib import Path
+def _foresee(config: RunConfig, processes: int) -> str:
+    """Refuse a run that cannot fit on its cards, once, before any process loads weights.
 
+    Returns the forecast as JSON, empty without one. Processes that are started here find it in their environment: it
+    is written when training has accepted the run folder and ended.
+    """
+    if "VLA_FT_LAUNCHER" in os.environ:
+        return os.environ.get("VLA_FT_FORECAST", "")  # whoever started this process has asked
+    if int(os.environ.get("RANK", "0")) != 0:
+        return ""
     from vla_ft.planning.command import check_before_training
-    from vla_ft.planning.output import keep_forecast
+    from vla_ft.planning.output import run_forecast
 
     answer = check_before_training(config, processes)
     if answer is None:
-        return
+        os.environ.pop("VLA_FT_FORECAST", None)
+        return ""
     forecast, target, warning = answer
     print(f"vla-ft: {warning}" if warning else f"memory {forecast.sentence(target)}", file=sys.stderr, flush=True)
-    keep_forecast(Path(config.output), forecast, target)
+    found = json.dumps(run_forecast(forecast, target))
+    if processes > 1:
+        os.environ["VLA_FT_FORECAST"] = found
+    return found
 
 
-def _memory(folder: Path) -> str:
-    """What this process's card held at most beside what was foreseen, or nothing on the CPU."""
+def _memory(folder: Path, foreseen: str, watched: int) -> str:
+    """What this process held at most beside what was foreseen, or nothing where neither was asked for.
+
+    A card's account is torch's own; ``watched`` is that of a run on the CPU, bytes.
+    """
     import torch
 
     from vla_ft.planning.output import beside_measured
 
-    return beside_measured(folder, torch.cuda.max_memory_allocated()) if torch.cuda.is_initialized() else ""
+    measured = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else watched
+    return beside_measured(folder, json.loads(foreseen), measured) if foreseen else ""
 
 
 def _plan(arguments: Sequence[str]) -> int:
@@ -146,6 +169,8 @@ def _plan(arguments: Sequence[str]) -> int:
         title = f"{asked.recipe} on {found.target.cards} x {found.target.name}, batch {asked.batch.per_device} a device"
         best = found.recommended.line or "as asked" if found.recommended else ""
         draw_memory(bars(found), found.target.memory_gib, title, request.output / "plan.png", best)
+    if found.refused:
+        return 2
     return 0 if found.recommended is not None else 1
 
 
@@ -167,8 +192,10 @@ def _smoke(arguments: Sequence[str]) -> int:
 def _evaluate(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
+    from vla_ft.weights.datasets import local_dataset
 
-    print(evaluate(from_arguments(EvaluationConfig, arguments, "vla-ft evaluate")))
+    config = from_arguments(EvaluationConfig, arguments, "vla-ft evaluate")
+    print(evaluate(dataclasses.replace(config, data=str(local_dataset(config.data)))))
     return 0
 
 
@@ -186,18 +213,41 @@ def _fetch(arguments: Sequence[str]) -> int:
     from vla_ft.weights.catalogue import find_entry
     from vla_ft.weights.fetching import fetch, print_listing
 
+    if arguments and arguments[0] == "dataset":
+        return _fetch_dataset(arguments[1:])
     names = [word for word in arguments if "=" not in word]
     options = dict(word.split("=", 1) for word in arguments if "=" in word)
     wrong = [key for key in options if key not in ("to", "files")]
     if wrong or len(names) > 1:
         seen = f"'{wrong[0]}='" if wrong else f"'{names[1]}' after '{names[0]}'"
         raise UserError(f"vla-ft fetch takes one NAME, to=DIR and files=PATTERN,PATTERN; it was given {seen}.")
+    if not names and options:
+        raise UserError(
+            f"vla-ft fetch {arguments[0]} needs the NAME of what is fetched. `vla-ft fetch` lists the names."
+        )
     if not names:
         print_listing()
         return 0
     patterns = [part for part in options.get("files", "").strip("[]").split(",") if part]
     to = Path(options["to"]).expanduser() if options.get("to") else None
     fetch(find_entry(names[0], patterns), to, lambda line: print(line, flush=True))
+    return 0
+
+
+def _fetch_dataset(arguments: Sequence[str]) -> int:
+    from pathlib import Path
+
+    from vla_ft.weights.datasets import dataset_entry
+    from vla_ft.weights.fetching import fetch
+
+    names = [word for word in arguments if "=" not in word]
+    places = [word.removeprefix("to=") for word in arguments if word.startswith("to=")]
+    if len(names) != 1 or len(names) + len(places) != len(arguments) or len(places) > 1:
+        raise UserError(
+            f"vla-ft fetch dataset takes one owner/name[@revision] and to=DIR; it was given '{' '.join(arguments)}'."
+        )
+    to = Path(places[0]).expanduser() if places else None
+    fetch(dataset_entry(names[0]), to, lambda line: print(line, flush=True))
     return 0
 
 
@@ -209,7 +259,30 @@ def _record(arguments: Sequence[str]) -> int:
     return 0 if record(config).kept == config.episodes else 1
 
 
-def _mock(arguments: Sequence[str]) -> int:
+def _without_dashes(words: Sequence[str]) -> list[str]:
+    """``--format rlds`` and ``--format=rlds`` as ``format=rlds``."""
+    plain: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("--") and "=" not in word:
+            word = f"{word}={next(rest, '')}"
+        key, equals, value = word.partition("=")
+        plain.append(f"{key[2:].replace('-', '_')}={value}" if key.startswith("--") else f"{key}{equals}{value}")
+    return plain
+
+
+def _data_convert(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.data.convert import ConvertConfig, convert
+    from vla_ft.weights.datasets import local_dataset
+
+    config = from_arguments(ConvertConfig, arguments, "vla-ft data convert")
+    config = dataclasses.replace(config, source=str(local_dataset(config.source)))
+    convert(config, lambda line: print(line, flush=True))
+    return 0
+
+
+def _data_mock(arguments: Sequence[str]) -> int:
     from pathlib import Path
 
     from vla_ft.config import from_arguments
@@ -217,9 +290,74 @@ def _mock(arguments: Sequence[str]) -> int:
 
     outputs = [word for word in arguments if word.startswith("output=")]
     if len(outputs) != 1:
-        raise UserError("vla-ft mock needs output=DIR, the folder to write.")
+        raise UserError("vla-ft data mock needs output=DIR, the folder to write.")
     rest = [word for word in arguments if not word.startswith("output=")]
-    print(write_mock(Path(outputs[0].removeprefix("output=")), from_arguments(MockConfig, rest, "vla-ft mock")))
+    print(write_mock(Path(outputs[0].removeprefix("output=")), from_arguments(MockConfig, rest, "vla-ft data mock")))
+    return 0
+
+
+def _data(arguments: Sequence[str]) -> int:
+    return _verb("data", DATA_VERBS, [*arguments[:1], *_without_dashes(arguments[1:])])
+
+
+def _verb(command: str, verbs: dict[str, Callable[[Sequence[str]], int]], arguments: Sequence[str]) -> int:
+    """Run one verb of a command that has several."""
+    verb = arguments[0] if arguments else ""
+    if verb not in verbs:
+        seen = f"Unknown verb '{verb}'.{nearest(verb, verbs)}" if verb else f"vla-ft {command} needs a verb."
+        raise UserError(f"{seen} It has: {', '.join(verbs)}; see `vla-ft --help`.")
+    return verbs[verb](arguments[1:])
+
+
+def _data_inspect(arguments: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from vla_ft.config import from_arguments
+    from vla_ft.inspection.overview import InspectConfig, inspect
+    from vla_ft.inspection.pictures import contact_sheets, plots
+    from vla_ft.inspection.tables import print_inspection
+    from vla_ft.inspection.words import path_first
+    from vla_ft.reporting.dataset_pictures import draw_contact_sheet, draw_tracks
+
+    command = "vla-ft data inspect"
+    config = from_arguments(InspectConfig, path_first(arguments, command), command)
+    inspection = inspect(config)
+    print_inspection(Console(width=None if sys.stdout.isatty() else 120), inspection)
+    drawn = [draw_tracks(*plot) for plot in plots(inspection, config)]
+    drawn += [draw_contact_sheet(*sheet) for sheet in contact_sheets(inspection, config)]
+    print("\n".join(str(path) for path in drawn))
+    return 0
+
+
+def _data_check(arguments: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from vla_ft.config import from_arguments
+    from vla_ft.inspection.check import CheckConfig, check
+    from vla_ft.inspection.tables import print_report
+    from vla_ft.inspection.words import path_first
+
+    command = "vla-ft data check"
+    report = check(from_arguments(CheckConfig, path_first(arguments, command), command))
+    print_report(Console(width=None if sys.stdout.isatty() else 120), report)
+    return 1 if report.of("error") else 0
+
+
+def _recipe(arguments: Sequence[str]) -> int:
+    return _verb("recipe", RECIPE_VERBS, arguments)
+
+
+def _recipe_from_data(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.inspection.draft import DraftConfig, draft
+    from vla_ft.inspection.words import path_first
+
+    command = "vla-ft recipe from-data"
+    drafted = draft(from_arguments(DraftConfig, path_first(arguments, command), command))
+    if drafted.notes:
+        print("Not known from the files:")
+        print("\n".join(f"  - {note}" for note in drafted.notes))
+    print(f"{drafted.path} is written: vla-ft train recipe={drafted.path}")
     return 0
 
 
@@ -241,6 +379,13 @@ def _selftest(arguments: Sequence[str]) -> int:
     return selftest(list(arguments))
 
 
+DATA_VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "inspect": _data_inspect,
+    "check": _data_check,
+    "convert": _data_convert,
+    "mock": _data_mock,
+}
+RECIPE_VERBS: dict[str, Callable[[Sequence[str]], int]] = {"from-data": _recipe_from_data}
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "plan": _plan,
@@ -249,7 +394,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": _export,
     "fetch": _fetch,
     "record": _record,
-    "mock": _mock,
+    "data": _data,
+    "recipe": _recipe,
     "recipes": _recipes,
     "selftest": _selftest,
 }

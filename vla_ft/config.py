@@ -12,13 +12,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
+from vla_ft.data.augmentation import AugmentationConfig, RecipeName, find_augmentation
+from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.mock import MockConfig
+from vla_ft.data.opening import MixEntry, Positive, ReadConfig, find_mix, open_mixture, open_part, resized_reader
 from vla_ft.errors import UserError, nearest, unknown
 from vla_ft.policies.registry import load_policy
 
@@ -26,7 +30,6 @@ RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "act-mock"
 _STRICT = ConfigDict(extra="forbid")
 
-Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 EngineName = Literal["auto", "single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
@@ -36,38 +39,73 @@ PlanAnswer = Annotated[
     BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads `off` as a boolean
 ]
 T = TypeVar("T")
+Name = TypeVar("Name")
+
+# A published choice by its name, or one's own. The tags keep mistakes in one from being explained as the other's.
+NamedOr = Annotated[
+    Annotated[Name, Tag("<name>")] | Annotated[T, Tag("<own>")],
+    Discriminator(lambda value: "<name>" if isinstance(value, str) else "<own>"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(ReadConfig):
     """Which demonstrations, and how they are read."""
 
     __pydantic_config__ = _STRICT
 
     path: str
-    """A folder of demonstrations, or ``mock``: a small real dataset is then written into the run folder and read."""
+    """A folder of demonstrations; ``hub:owner/name[@revision]``, which ``vla-ft fetch dataset`` brought; or ``mock``: a
+    small real dataset is then written into the run folder and read. With ``mix``, the folder of its datasets."""
+    mix: NamedOr[str, dict[str, MixEntry]] | None = None
+    """Several datasets instead of one: a published mix by name, or one's own (see ``MixEntry``)."""
     format: str = "auto"
-    cameras: tuple[str, ...] | None = None
-    """Cameras to use, in the policy's order; null takes all of the dataset."""
-    fps: float | None = None
-    """Frames per second when the files do not say."""
-    sim: bool | None = None
-    """ALOHA files without the attribute ``sim``: whether actions begin with their observation (true, simulation) or one
-    step early (false, real robots)."""
-    instruction: str | None = None
-    """Language instruction of episodes that carry none."""
-    jpeg_channels: Literal["rgb", "bgr"] | None = None
-    """Colour order of encoded images; ``bgr`` for recorders that gave RGB frames to OpenCV."""
+    augmentation: NamedOr[RecipeName, AugmentationConfig] = "none"
+    """Of training images: a published recipe (``cogact``, ``pizero``) or one's own ranges."""
+    drop_unlabeled: bool | None = None
+    """Leave out episodes without an instruction, with a count; null does so for published mixes alone, as they do."""
+    steps_per_episode: Positive | None = None
+    """At most so many steps of an episode in each pass over the data, others in the next (open-pi-zero: 100)."""
+    on_damage: Literal["error", "skip"] = "error"
+    """An episode whose numbers cannot be read or are not finite ends the run, or is left out, with a count. Which are,
+    is found before the run by reading all numbers; an image that cannot be read is an error either way."""
     validation_fraction: Fraction = 0.1
     """Share of the *episodes* held out. 0 trains on everything."""
     workers: NotNegative = 2
     mock: MockConfig = field(default_factory=MockConfig)
 
     def reader_options(self) -> dict[str, Any]:
-        """The reader's own options that were given; one that a format does not know is refused by name."""
-        names = ("fps", "sim", "instruction", "jpeg_channels")
-        options = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in options.items() if value is not None}
+        """The reader's own options; under ``skip`` damaged episodes are told when they are read, not at opening."""
+        return super().reader_options() | ({"tolerant": True} if self.on_damage == "skip" else {})
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training images are drawn anew in every epoch: features of them cannot be kept."""
+        return find_augmentation(self.augmentation, 0) is not None
+
+    @property
+    def drops_unlabeled(self) -> bool:
+        """``drop_unlabeled`` with its default resolved."""
+        return isinstance(self.mix, str) if self.drop_unlabeled is None else self.drop_unlabeled
+
+    def open(self, path: str) -> EpisodeReader:
+        """The reader of all the data, of damaged episodes too (see ``on_damage``). Raises UserError."""
+        options = self.reader_options()
+        if self.mix is None:
+            reader = open_dataset(path, format=self.format, cameras=self.cameras, **options)
+            return resized_reader(reader, self.image_size)
+        return open_mixture(Path(path), find_mix(self.mix), self.cameras, self.image_size, options)
+
+    def open_one(self, path: str, dataset: str | None) -> EpisodeReader:
+        """A dataset at ``path`` as ``dataset`` of the mix is read; without a mix, as the only one. Raises UserError."""
+        if self.mix is None:
+            return self.open(path)
+        entries = find_mix(self.mix)
+        if dataset is None and len(entries) == 1:
+            dataset = next(iter(entries))
+        if dataset is None or dataset not in entries:
+            raise unknown("dataset", str(dataset), entries)
+        return open_part(Path(path), dataset, entries[dataset], self.cameras, self.image_size, self.reader_options())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +209,10 @@ class InitConfig:
     path: str | None = None
     """A file or folder, or the name of weights that ``vla-ft fetch`` brought."""
     layout: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.layout != "auto":
+            raise UserError(f"init.layout={self.layout} describes a file, and init.path names none. Give init.path=...")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +332,11 @@ def recipe_value(recipe: str | None, key: str) -> Any:
     return OmegaConf.select(_read_recipe(recipe or DEFAULT_RECIPE), key)
 
 
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """A recipe's values as they are written, by name or path. Raises UserError."""
+    return _to_plain(_read_recipe(recipe))
+
+
 def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
     """Check plain nested values, such as those stored with a checkpoint. Raises UserError."""
     values = dict(values)
@@ -361,7 +408,7 @@ def _to_plain(config: DictConfig) -> dict[str, Any]:
 
 def _explain(kind: type, entry: Any, prefix: str) -> str:
     """One sentence for one of pydantic's errors."""
-    path = [str(part) for part in entry["loc"]]
+    path = [str(part) for part in entry["loc"] if part not in ("<name>", "<own>")]
     key = (prefix + ".".join(path)).rstrip(".")
     if entry["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = [prefix + name for name in _keys(kind)]
@@ -386,8 +433,10 @@ def _explain(kind: type, entry: Any, prefix: str) -> str:
 def _keys(kind: Any) -> list[str]:
     """Dotted names of a dataclass's fields, nested ones included."""
     names = []
+    hints = get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
-        names.append(item.name)
+        extras = getattr(hints[item.name], "__metadata__", ())
+        names.append(next((alias for extra in extras if (alias := getattr(extra, "alias", None))), item.name))
         default = item.default_factory if item.default_factory is not dataclasses.MISSING else None
         nested = default if dataclasses.is_dataclass(default) else _NESTED.get(item.name)
         if nested is not None:
@@ -395,4 +444,9 @@ def _keys(kind: Any) -> list[str]:
     return names
 
 
-_NESTED = {"data": DataConfig, "ema": EmaConfig, "frozen_features": FrozenFeaturesConfig}
+_NESTED = {
+    "data": DataConfig,
+    "ema": EmaConfig,
+    "frozen_features": FrozenFeaturesConfig,
+    "augmentation": AugmentationConfig,
+}

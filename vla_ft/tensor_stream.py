@@ -163,6 +163,8 @@ class TensorReader:
         header.pop("__metadata__", None)
         # The order of the bytes, which is the order of writing.
         for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if about["dtype"] not in _TYPES:
+                raise UserError(f"{name} in {path} has type {about['dtype']}. Expected one of {', '.join(_TYPES)}.")
             self.entries[name] = Entry(name, tuple(about["shape"]), _TYPES[about["dtype"]])
             self._places[name] = (path, 8 + length + about["data_offsets"][0])
 

@@ -34,13 +34,14 @@ def test_names_are_checked(aloha_set: SetOnDisk, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    [("meta/info.json", "lerobot"), ("rollout_length.npy", "npy"), ("1.0.0/x.tfrecord-00000-of-00001", "rlds")],
+    [("rollout_length.npy", "npy")],
 )
 def test_formats_without_a_reader_are_named(tmp_path: Path, file: str, name: str) -> None:
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).touch()
     with pytest.raises(
-        UserError, match=f"in format '{name}', which this version cannot read yet. It reads: aloha_hdf5"
+        UserError,
+        match=f"in format '{name}', which this version cannot read yet. It reads: aloha_hdf5, lerobot, rlds, npz",
     ):
         open_dataset(tmp_path)
     with pytest.raises(UserError, match="cannot read yet"):
@@ -60,3 +61,14 @@ def test_folders_that_hold_nothing_known(tmp_path: Path, aloha_set: SetOnDisk) -
     (aloha_set.folder / "rollout_length.npy").touch()
     with pytest.raises(UserError, match="looks like aloha_hdf5 and npy"):
         open_dataset(aloha_set.folder)
+
+
+def test_folders_that_look_like_a_format_and_are_not_whole(tmp_path: Path) -> None:
+    shard = tmp_path / "set" / "1.0.0" / "x-train.tfrecord-00000-of-00001"
+    shard.parent.mkdir(parents=True)
+    shard.touch()
+    with pytest.raises(UserError, match="No RLDS dataset at"):
+        open_dataset(tmp_path / "set")
+    (tmp_path / "episode_000000.npz").touch()
+    with pytest.raises(UserError, match=r"has no dataset\.json"):
+        open_dataset(tmp_path, format="npz")

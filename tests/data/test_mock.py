@@ -26,7 +26,7 @@ def test_it_reads_like_any_set(tmp_path: Path) -> None:
     assert reader.lengths.max() <= 9
     assert reader.action_offset == 0
     assert reader.instruction(0) == "move to the disc"
-    seven = open_dataset(write_mock(tmp_path, dataclasses.replace(SMALL, action_dim=7, compress=True)))
+    seven = open_dataset(write_mock(tmp_path, dataclasses.replace(SMALL, action_dim=7, images="jpeg")))
     assert seven.description.action_dim == 7
 
 

@@ -11,7 +11,7 @@ import pytest
 from episode_sets import SetOnDisk
 
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
-from vla_ft.data.statistics import DatasetStatistics, cached_statistics, compute_statistics
+from vla_ft.data.statistics import DatasetStatistics, cached_statistics, compute_statistics, statistics_cache
 from vla_ft.errors import UserError
 
 
@@ -108,6 +108,37 @@ def test_cache_is_used_for_the_same_source_alone(
     with h5py.File(aloha_set.folder / "episode_0.hdf5", "r+") as file:
         file["action"][0, 0] += 1
     assert mean(0, 2) != first
+    assert computed == [[0, 1], [0, 2], [0, 2]]
     path.write_text("damaged")
     mean(0, 2)
-    assert computed == [[0, 1], [0, 2], [0, 2], [0, 2]]
+    path.unlink()  # another run folder
+    mean(0, 2)
+    assert len(computed) == 3, "it was computed once for this data: the cache of all runs has it"
+    assert path.is_file()
+    for place in statistics_cache().iterdir():
+        place.write_text("damaged")
+    path.unlink()
+    mean(0, 2)
+    assert len(computed) == 4
+
+
+def test_where_statistics_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLA_FT_CACHE", "/somewhere")
+    assert statistics_cache() == Path("/somewhere/statistics")
+    monkeypatch.delenv("VLA_FT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert statistics_cache() == Path("/caches/vla_ft/statistics")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert statistics_cache() == Path.home() / ".cache/vla_ft/statistics"
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert "~" not in str(statistics_cache()), "a user without a home gets a folder of his own elsewhere"
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(
+    aloha_set: SetOnDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VLA_FT_CACHE", str(tmp_path / "file"))
+    made = cached_statistics(AlohaHdf5Reader(aloha_set.folder), [0, 1], tmp_path / "statistics.json")
+    assert made.episodes == 2
+    assert DatasetStatistics.load(tmp_path / "statistics.json").source_hash == made.source_hash

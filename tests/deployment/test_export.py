@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from engine_runs import single
 from narrow_trunk import narrow_trunk
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vla_ft.checkpoints import STATISTICS, write_manifest
 from vla_ft.cli import main
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.deployment.predictor import Predictor
-from vla_ft.deployment.weights import build_plain, read_facts
+from vla_ft.deployment.weights import TrainedWeights, build_plain, read_facts
+from vla_ft.errors import UserError
 from vla_ft.policies.registry import load_policy
 from vla_ft.tensor_stream import Entry, TensorReader, TensorWriter
 from vla_ft.training.preparation import prepare_model
@@ -94,3 +97,17 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch, words, message):
     assert main(["export", f"checkpoint={run}", "output=y.safetensors", *words]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_whose_layer_shares_its_weight_is_refused(run, tmp_path):
+    """Tied layers appear under one name; merging by the other's adapter would leave that one out."""
+    step = shutil.copytree(run / "checkpoints" / STEP, tmp_path / STEP)
+    with TensorReader(step, "model") as reader:
+        tensors = {name: reader.tensor(name) for name in reader.entries}
+    for file in step.glob("model*"):  # one file, or several with an index
+        file.unlink()
+    lost = next(name for name in tensors if name.endswith(".base_layer.weight"))
+    save_file({name: value for name, value in tensors.items() if name != lost}, step / "model.safetensors")
+    config, description = read_facts(step)
+    with narrow_trunk(), pytest.raises(UserError, match="shared with another layer"):
+        TrainedWeights(step, build_plain(config, description), config)

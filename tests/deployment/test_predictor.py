@@ -98,7 +98,7 @@ def test_evaluate_measures_against_repeating_the_last_action(run, dataset, tmp_p
 
 
 def test_evaluate_refuses_another_robot(run, tmp_path, capsys):
-    assert main(["mock", f"output={tmp_path}", "episodes=2", "action_dim=7", "image_size=[32,32]"]) == 0
+    assert main(["data", "mock", f"output={tmp_path}", "episodes=2", "action_dim=7", "image_size=[32,32]"]) == 0
     other = next(tmp_path.glob("mock_*"))
     capsys.readouterr()
     assert main(["evaluate", f"checkpoint={run}", f"data={other}", "episodes=all"]) == 2

@@ -130,3 +130,10 @@ def test_detached_runs_refuse_what_cannot_be() -> None:
         compose.run_detached(environment, [], local=True)
     with pytest.raises(UserError, match="cannot name a run"):
         compose.run_detached(environment, [], "a b")
+
+
+def test_compose_hands_on_what_fetching_reads():
+    text = (Path(__file__).parents[2] / "compose.yaml").read_text()
+    handed = {line.strip().rstrip(":") for line in text.splitlines() if line.startswith("    ") and line.endswith(":")}
+    needed = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTPS_PROXY", "NO_PROXY"}
+    assert needed <= handed

@@ -21,6 +21,12 @@ def test_a_card_of_the_table():
     assert not target_of("v100", 1).bf16
 
 
+@pytest.mark.parametrize("text", ["22GiBB", "22", "22gigs"])
+def test_a_misspelt_amount_is_told_the_form(text):
+    with pytest.raises(UserError, match="of the form 22GiB"):
+        target_of(text, 1)
+
+
 def test_an_unknown_card_gets_the_nearest_name():
     with pytest.raises(UserError, match="Did you mean 'rtx3090'"):
         target_of("rtx3009", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -14,7 +15,7 @@ from vla_ft.planning.cards import Target
 from vla_ft.planning.command import check_before_training, read_request
 from vla_ft.planning.forecast import Planner
 from vla_ft.planning.imagined import describe
-from vla_ft.planning.output import PLAN, beside_measured, keep_forecast
+from vla_ft.planning.output import FORECAST, PLAN, beside_measured, run_forecast
 
 TINY = ("recipe=act-mock", "data.mock.image_size=[32,32]", "batch.per_device=2")
 
@@ -29,9 +30,24 @@ def test_a_plan_on_the_command_line(tmp_path, capsys):
     assert (tmp_path / "plan.png").stat().st_size > 10_000
 
 
+def test_what_the_table_refuses_is_said_with_the_reason(tmp_path, capsys):
+    assert main(["plan", *TINY, "card=rtx3090", "engine=ddp", "offload=all", f"output={tmp_path}"]) == 2
+    assert "offload=all would do nothing" in " ".join(capsys.readouterr().out.split())
+    assert "offload=all would do nothing" in json.loads((tmp_path / PLAN).read_text())["refused"][0]
+
+
+def test_devices_say_how_many_cards():
+    assert read_request([*TINY, "card=rtx3090", "devices=4"]).cards == 4
+    assert read_request([*TINY, "card=rtx3090", "devices=4", "cards=4"]).cards == 4
+    assert read_request([*TINY, "card=rtx3090"]).cards is None
+
+
 def test_nothing_fits_is_said_and_returned(capsys):
     assert main(["plan", *TINY, "card=0.3GiB"]) == 1
-    assert "Nothing that keeps the method fits" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Nothing that keeps the method fits" in printed
+    assert re.search(r"None fits; \d+ more are in plan\.json", printed)
+    assert "1 x 0.3 GiB\n" in re.sub(r" +\n", "\n", printed)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +55,8 @@ def test_nothing_fits_is_said_and_returned(capsys):
     [
         (("card=rtx3009",), "Did you mean 'rtx3090'"),
         (("card=22GiB", "cards=two"), "cards=two: expected a number"),
+        (("card=22GiB", "cards=\u00b2"), "cards=\u00b2: expected a number"),
+        (("card=22GiB", "cards=4", "devices=2"), "cards=4 and devices=2 disagree"),
         (("card=22GiB", "batch.per_devise=2"), "Did you mean 'batch.per_device'"),
     ],
 )
@@ -79,11 +97,34 @@ def test_the_forecast_stands_beside_the_measured_peak(tmp_path):
     planner = Planner(describe(config))
     forecast, _, warning = command.judge(config, target, planner)
     assert warning == ""
-    keep_forecast(tmp_path, forecast, target)
-    line = beside_measured(tmp_path, int(forecast.peak.total / 1.02))
+    (tmp_path / PLAN).write_text("{}")  # that of `vla-ft plan` into the same folder is left alone
+    line = beside_measured(tmp_path, run_forecast(forecast, target), int(forecast.peak.total / 1.02))
     assert line.endswith("foreseen (+2.0%)")
-    assert json.loads((tmp_path / PLAN).read_text())["measured"]["error"] == pytest.approx(0.02, abs=1e-4)
-    assert beside_measured(tmp_path / "none", 1) == ""
+    assert json.loads((tmp_path / FORECAST).read_text())["measured"]["error"] == pytest.approx(0.02, abs=1e-4)
+    assert (tmp_path / PLAN).read_text() == "{}"
+    assert beside_measured(tmp_path, run_forecast(forecast, target), 0) == ""
+
+
+def test_a_real_step_is_measured_when_asked(capsys):
+    assert main(["plan", *TINY, "device=cpu", "measure=true"]) == 0
+    said = re.search(r"on this CPU: ([\d.]+) GiB foreseen, ([\d.]+) GiB allocated by a real step \((\S+)%\)",
+                     capsys.readouterr().out)  # fmt: skip
+    assert said is not None
+    foreseen, allocated, error = map(float, said.groups())
+    assert allocated > 0.1 and abs(error) < 3
+    assert foreseen == pytest.approx(allocated, rel=0.03)
+    assert main(["plan", *TINY, "measure=perhaps"]) == 2
+
+
+def test_a_run_on_the_cpu_ends_with_forecast_and_measured_peak(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("VLA_FT_DEVICE", raising=False)
+    words = (*TINY, "device=cpu", "devices=1", "data.workers=0", "steps=2", f"output={tmp_path}")
+    assert main(["train", *words, "plan=warn"]) == 0
+    said = re.search(r"memory: [\d.]+ GiB allocated at most, [\d.]+ GiB foreseen \((\S+)%\)", capsys.readouterr().out)
+    assert said is not None and abs(float(said.group(1))) < 3
+    kept = json.loads((tmp_path / FORECAST).read_text())
+    assert kept["target"]["name"] == "this CPU"
+    assert abs(kept["measured"]["error"]) < 0.03
 
 
 def test_a_combination_that_the_table_refuses_is_refused_first():

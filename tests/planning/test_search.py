@@ -13,6 +13,7 @@ from vla_ft.planning.cards import Target
 from vla_ft.planning.command import judge
 from vla_ft.planning.forecast import Planner
 from vla_ft.planning.imagined import describe
+from vla_ft.planning.options import changes_maths
 from vla_ft.planning.output import plan_as_data, sentences
 from vla_ft.planning.search import plan
 from vla_ft.training.compatibility import Setup, refusals
@@ -44,6 +45,19 @@ def test_the_maths_stays_when_another_engine_is_enough(planner):
     assert found.recommended.line.startswith("engine=")
     assert not found.recommended.changes_maths
     load_run_config([*WORDS, *found.recommended.overrides])  # ready to paste
+
+
+@pytest.mark.parametrize(
+    ("asked", "other", "changes"),
+    [
+        (("precision=bf16",), ("precision=bf16", "engine=fsdp2"), True),  # autocast, then bfloat16 weights
+        ((), ("engine=fsdp2",), False),
+        (("precision=bf16", "freeze=[backbone]"), ("precision=bf16", "freeze=[backbone]", "frozen_dtype=bf16"), True),
+    ],
+)
+def test_the_maths_changes_with_the_type_that_is_computed_in(asked, other, changes):
+    one, two = (Setup.of(load_run_config([*WORDS, *words]), 2, 2) for words in (asked, other))
+    assert changes_maths(one, two) is changes
 
 
 def test_every_option_is_admitted_by_the_compatibility_table(planner):
@@ -87,6 +101,24 @@ def test_fewer_bytes_in_every_step_of_sharding(planner):
         for changed in [dataclasses.replace(config, engine="fsdp2")]
     ]
     assert needed == sorted(needed, reverse=True)
+
+
+def test_what_the_drivers_share_would_tip_fits_barely(planner):
+    config = load_run_config(WORDS)
+    forecast = planner.forecast(config, Setup.of(config, 1, 1))
+    needed = forecast.needed / 2**30
+    for room, verdict in ((1.01, "barely fits"), (1.1, "fits"), (0.99, "does not fit")):
+        assert forecast.sentence(Target("test", needed * room, 1)).startswith(f"{verdict}: ")
+
+
+def test_offload_is_held_against_the_host(planner):
+    config = load_run_config([*WORDS, "engine=fsdp2", "offload=all"])
+    forecast = planner.forecast(config, Setup.of(config, 1, 1))
+    held = forecast.host.peak / 2**30
+    assert forecast.fits(Target("test", 24.0, 1)) and forecast.fits(Target("test", 24.0, 1, host_gib=held + 1))
+    little = Target("test", 24.0, 1, host_gib=held - 1)
+    assert not forecast.fits(little)
+    assert "of host memory" in forecast.sentence(little)
 
 
 @pytest.mark.nightly

@@ -55,6 +55,8 @@ class Hub:
     damage: Callable[[bytes], bytes] = bytes
     """What happens to the content on its way."""
     ranges: bool = True
+    page: bytes | None = None
+    """What every question about a repository is answered with, as a captive portal does."""
     release: threading.Event = field(default_factory=threading.Event)
     address: str = ""
 
@@ -103,8 +105,12 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(
             Seen(self.command, path, get("authorization"), get("range"), get("host", "")),
         )
-        if path.startswith("/api/models/"):
-            self._info(*path.removeprefix("/api/models/").split("/revision/"))
+        kind = "datasets/" if path.startswith(("/api/datasets/", "/datasets/")) else ""
+        if path.startswith("/api/") and self.hub.page is not None:
+            self._send(200, {"Content-Type": "text/html"}, self.hub.page)
+        elif path.startswith(api := f"/api/{kind or 'models/'}"):
+            name, revision = path.removeprefix(api).split("/revision/")
+            self._info(f"{kind}{name}", revision)
         elif path.startswith("/storage/"):
             content = next(
                 c for r in self.hub.repositories.values() for c in r.files.values() if sha256(c) == path.split("/")[2]

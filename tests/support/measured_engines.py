@@ -30,6 +30,11 @@ CASES = (
     "engine=fsdp2,activation_checkpointing=true,batch.per_device=16",
 )
 """Words of a configuration, by commas."""
+ZERO_CASES = (
+    "engine=zero2,precision=bf16",
+    "engine=zero2,precision=bf16,batch.per_device=1",
+)
+"""The same; they need DeepSpeed."""
 
 
 def measure_cases(folder: Path, cases: Sequence[str] = CASES) -> dict[str, int]:

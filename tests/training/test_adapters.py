@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from engine_runs import QUIET
@@ -10,6 +12,7 @@ from vla_ft.config import load_run_config
 from vla_ft.errors import UserError
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.adapters import add_adapters
+from vla_ft.training.banner import frozen_parts
 from vla_ft.training.blocks import compile_blocks, recompute_activations, require_compiler
 from vla_ft.training.preparation import prepare_model
 
@@ -139,3 +142,23 @@ def test_types_follow_the_configuration():
         assert parameter.dtype == (torch.bfloat16 if parameter.requires_grad else torch.float32), name
     assert all(b.dtype == torch.float32 for b in model.buffers())
     assert isinstance(model.vision.trunk.conv1, nn.Conv2d)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "nothing"),
+        (["freeze=[backbone]"], "backbone"),
+        (["lora.action.rank=4"], "action's own weights, under adapters"),
+        (["freeze=[backbone]", "lora.action.rank=4"], "backbone; action's own weights, under adapters"),
+    ],
+)
+def test_the_banner_says_what_adapters_freeze(words, said):
+    assert frozen_parts(configured(*words)) == said
+
+
+def test_a_hint_about_layers_that_nobody_uses_is_not_printed(caplog):
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please ...", "No module")
+    logger.warning("another")
+    assert [one.getMessage() for one in caplog.records] == ["another"]

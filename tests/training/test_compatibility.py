@@ -21,6 +21,7 @@ REFUSED = [
     (("engine=zero3", "precision=bf16_kahan"), 2, "precision=bf16_kahan does not apply"),
     (("engine=zero1", "optimizer.name=adamw8bit"), 2, "could not be saved by parameter"),
     (("engine=zero2", "precision=bf16", "freeze=[backbone]"), 2, "holds frozen weights in bfloat16"),
+    (("engine=zero1", "precision=bf16", "batch.accumulation=2"), 2, "gradients of batch.accumulation=2 micro-batches"),
     (("engine=zero3", "compile=true"), 2, "torch.compile breaks"),
     (("engine=fsdp2", "optimizer.name=adamw8bit", "offload=all"), 2, "shrinks what offload=all takes off"),
     (("optimizer.name=adamw8bit", "optimizer.kernel=fused"), 1, "optimizer.kernel=fused is for optimizer.name=adamw"),
@@ -28,10 +29,14 @@ REFUSED = [
     (("precision=bf16_kahan", "lora.action.rank=2"), 1, "Adapters are few and train in float32"),
     (("precision=bf16", "frozen_dtype=bf16"), 1, "nothing is frozen"),
     (("frozen_dtype=bf16", "freeze=[backbone]"), 1, "would compute in two types"),
+    (("frozen_features.parts=[backbone]",), 1, "nothing is frozen. Freeze them with freeze=[backbone]"),
 ]
 ALLOWED = [
     ((), 1), ((), 2), (("engine=fsdp2",), 1), (("engine=fsdp2", "offload=all"), 1), (("engine=zero3",), 1),
+    (("freeze=[backbone]", "frozen_features.parts=[backbone]"), 1),
     (("engine=hsdp", "shard_group=2"), 4), (("engine=zero3", "offload=all"), 2),
+    (("engine=zero1", "precision=bf16", "batch.accumulation=1"), 2), (("engine=zero2", "compile=true"), 2),
+    (("engine=zero1", "precision=bf16", "batch.accumulation=2", "offload=optimizer"), 2),
     (("engine=fsdp2", "precision=bf16_kahan", "optimizer.name=adamw8bit", "activation_checkpointing=true"), 4),
     (("engine=fsdp2", "precision=bf16", "frozen_dtype=bf16", "lora.action.rank=2", "compile=true"), 4),
 ]  # fmt: skip

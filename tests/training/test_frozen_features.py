@@ -156,8 +156,16 @@ def test_two_processes_share_the_work(tmp_path: Path, cached: Path) -> None:
     assert_same(tmp_path / "cached", tmp_path / "plain")
 
 
+def test_killed_before_the_manifest_goes_on_under_shards(tmp_path: Path, cached: Path) -> None:
+    shutil.copytree(cached / "features", tmp_path / "features")
+    (tmp_path / "features/backbone/manifest.json").unlink()
+    out = finish(start(tmp_path, *TWO, *CACHED, "engine=fsdp2", "steps=2"))
+    assert "completed (0 of 5" in out
+    assert features(tmp_path) == features(cached)
+
+
 def test_two_processes_leave_when_one_of_them_meets_a_damaged_frame(tmp_path: Path) -> None:
-    mock = dataclasses.replace(configured(tmp_path).data.mock, compress=True)
+    mock = dataclasses.replace(configured(tmp_path).data.mock, images="jpeg")
     data = shutil.copytree(write_mock(tmp_path, mock), tmp_path / "data")
     lengths = AlohaHdf5Reader(data).lengths
     assert lengths[0] < 20  # row 12 lies in the second shard, the other process's
@@ -264,7 +272,7 @@ def test_rounded_features_are_a_choice_that_is_kept(tmp_path: Path, plain: Path)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("freeze=[]",), r"'backbone', whose weights are trained .*freeze=\[backbone\]"),
+        (("freeze=[]",), r"parts that are not trained, and nothing is frozen.*freeze=\[backbone\]"),
         (("frozen_features.parts=[backbon]",), r"'backbon'\. Did you mean 'backbone'\?"),
         (("frozen_features.parts=[action]",), r"Unknown part whose features can be cached 'action'"),
     ],

@@ -181,7 +181,7 @@ def test_missing_data(tmp_path, capsys):
 
 
 def mock_set(folder, *words):
-    assert main(["mock", f"output={folder}", "episodes=3", "min_length=8", "max_length=8", *words]) == 0
+    assert main(["data", "mock", f"output={folder}", "episodes=3", "min_length=8", "max_length=8", *words]) == 0
     return next(folder.glob("mock_*"))
 
 
@@ -221,7 +221,7 @@ def test_a_mistake_that_one_process_alone_can_see(tmp_path):
 
 
 def test_a_frame_that_one_process_alone_cannot_read(tmp_path):
-    data = mock_set(tmp_path, "compress=true", "image_size=[32,32]")
+    data = mock_set(tmp_path, "images=jpeg", "image_size=[32,32]")
     with h5py.File(data / "episode_1.hdf5", "r+") as file:
         frames = file["observations/images/top"]
         frames[5] = np.zeros_like(frames[5])
@@ -249,7 +249,7 @@ def test_further_mistakes(tmp_path, capsys, words, message):
 
 
 def test_a_mistyped_key_of_the_mock_is_refused(tmp_path, capsys):
-    assert main(["mock", f"output={tmp_path}", "episods=3"]) == 2
+    assert main(["data", "mock", f"output={tmp_path}", "episods=3"]) == 2
     assert "Unknown key 'episods'. Did you mean 'episodes'?" in capsys.readouterr().err
 
 
@@ -277,6 +277,29 @@ def test_continuing_from_an_older_step_sets_the_later_ones_aside(finished, tmp_p
     names = sorted(path.name for path in checkpoints.iterdir())
     assert names == ["abandoned_step_00000008", "latest", "step_00000006", "step_00000007"]
     assert (checkpoints / "latest").read_text() == "step_00000007"
+    for _ in range(2):  # the same step is set aside a second time
+        train(configured(tmp_path / "run", f"resume={checkpoints / 'step_00000006'}", "steps=7"))
+    names = sorted(path.name for path in checkpoints.iterdir() if path.name.startswith("abandoned"))
+    assert names == ["abandoned_step_00000007", "abandoned_step_00000007.2", "abandoned_step_00000008"]
+
+
+def test_what_makes_a_continued_run_inexact_is_said(finished, tmp_path, capsys):
+    _, output = finished
+    shutil.copytree(output, tmp_path / "run")
+    train(configured(tmp_path / "run", "steps=9", "batch.per_device=1", "batch.accumulation=4"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "per_device 2 x accumulation 2" in shown and "not bit-exact" in shown and "from here on" in shown
+    facts = tmp_path / "run" / "checkpoints" / "step_00000009" / "trainer.json"
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "device": "cuda"}))
+    (facts.parent / "manifest.json").unlink()
+    write_manifest(facts.parent, {"step": 9, "policy": "act"})
+    train(configured(tmp_path / "run", "steps=10", "batch.per_device=1", "batch.accumulation=4"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "on cpu instead of cuda" in shown and "per_device" not in shown.split("engine")[0].split("start")[1]
+
+
+def test_a_layout_without_a_file_is_refused(tmp_path, capsys):
+    assert "init.path names none" in mistake(capsys, *TINY, f"output={tmp_path}", "init.layout=lerobot")
 
 
 def test_a_checkpoint_of_another_run_does_not_replace_a_run(finished, tmp_path, capsys):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
+import logging
 import os
 import random
 import shutil
@@ -11,6 +13,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_server import Hub, sha256, wait_for
@@ -118,6 +121,20 @@ def test_a_server_without_ranges_starts_again(hub: Hub, root: Path) -> None:
     hub.ranges = False
     folder = fetch(entry(hub), say=lambda line: None)
     assert (folder / "checkpoints/policy.pt").read_bytes() == LARGE
+
+
+def test_a_file_that_was_there_before_is_measured(hub: Hub, root: Path) -> None:
+    path = root / "policy" / "checkpoints" / "policy.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"EVIL" * 750_000)
+    assert path.stat().st_size == len(LARGE)
+    with pytest.raises(UserError, match=r"policy\.pt was not fetched and is 3000000 bytes with sha256 .*Move it away"):
+        fetch(entry(hub), say=lambda line: None)
+    assert path.read_bytes()[:4] == b"EVIL" and read_record(root / "policy") is None
+    path.write_bytes(LARGE)
+    record = read_record(fetch(entry(hub), say=lambda line: None))
+    assert record is not None and record.files["checkpoints/policy.pt"].sha256 == sha256(LARGE)
+    assert not hub.asked_for("/storage/"), "what was right was fetched again"
 
 
 def test_damaged_in_transit_is_named_and_removed(hub: Hub, root: Path) -> None:
@@ -233,6 +250,72 @@ def test_a_hostile_listing_writes_nowhere_else(hub: Hub, tmp_path: Path) -> None
     folder = fetch(entry(hub, files=("*",), load=""), say=lambda line: None)
     assert {path.name for path in folder.rglob("*.json")} == {"config.json", "fetched.json"}
     assert not list(tmp_path.glob("outside*"))
+
+
+@pytest.mark.parametrize("key", ["files", "load"])
+@pytest.mark.parametrize("name", ["../victim.json", "/victim.json", "run.py", "fetched.json"])
+def test_a_record_that_names_files_elsewhere_is_refused(hub: Hub, root: Path, key: str, name: str) -> None:
+    folder = fetch(entry(hub), say=lambda line: None)
+    victim = root / "victim.json"
+    victim.write_text("mine")
+    values = json.loads((folder / "fetched.json").read_text())
+    values[key] = {name: {"bytes": 1, "sha256": "0" * 64}} if key == "files" else name
+    (folder / "fetched.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"fetched\.json cannot be read \(it lists '.*', which is no file of weights"):
+        fetch(entry(hub), say=lambda line: None)
+    assert victim.read_text() == "mine"
+
+
+def test_a_repository_with_a_file_of_the_records_name(hub: Hub, root: Path) -> None:
+    hub.add("lab/policy", {"fetched.json": b"{}", "fetched.json/a.json": b"{}", "config.json": b"{}"})
+    folder = fetch(entry(hub, files=("*",), load=""), say=lambda line: None)
+    record = read_record(folder)
+    assert record is not None and record.complete and set(record.files) == {"config.json"}
+
+
+def test_the_password_of_an_endpoint_is_never_printed(
+    hub: Hub, root: Path, said: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.address.replace("://", "://me:s3cret@"))
+    hub.accounts["Basic " + base64.b64encode(b"me:s3cret").decode()] = True
+    with pytest.raises(UserError) as failure:
+        fetch(find_entry("lab/nothing"), say=said.append)
+    said.append(str(failure.value))
+    hub.add("lab/policy", dict(FILES))
+    other = SimpleNamespace(commit_hash="x", etag="y")
+    monkeypatch.setattr("vla_ft.weights.hub.get_hf_file_metadata", lambda *_, **__: other)
+    with pytest.raises(UserError, match="answers with another file") as failure:
+        fetch(entry(hub), say=said.append)
+    said.append(str(failure.value))
+    for address in ("http://me:s3cret@127.0.0.1:9", "me:s3cret@127.0.0.1:9", "ftp://me:s3cret@127.0.0.1"):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(UserError, match=r"127\.0\.0\.1") as failure:
+            fetch(entry(hub, name="other"), say=said.append)
+        said.append(str(failure.value))
+    logging.getLogger("huggingface_hub.utils._http").warning("thrown while requesting http://me:s3cret@127.0.0.1:9/api")
+    assert "requesting http://127.0.0.1:9/api" in caplog.text
+    assert "s3cret" not in "\n".join(said) + caplog.text
+
+
+@pytest.mark.parametrize("page", [b"<html>Welcome to the airport", b"{}"])
+def test_a_captive_portal_is_named(hub: Hub, page: bytes) -> None:
+    hub.page = page
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:\d+ does not answer as a hub does .*A page to log in"):
+        fetch(entry(hub), say=lambda line: None)
+
+
+@pytest.mark.parametrize("address", ["hub.local", "https://", "http://hub.local:port", "ftp://hub.local"])
+def test_an_endpoint_that_is_no_address(hub: Hub, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(UserError, match=r"HF_ENDPOINT is '.*', which is no address\. Give it whole"):
+        fetch(entry(hub), say=lambda line: None)
+
+
+def test_names_and_folders_that_cannot_be(hub: Hub) -> None:
+    with pytest.raises(UserError, match=r"'\.\./etc' cannot be a repository's name"):
+        fetch(find_entry("../etc"), say=lambda line: None)
+    with pytest.raises(UserError, match=r"Cannot write /proc/x \(.*\)\. Name a folder of yours"):
+        fetch(entry(hub), to=Path("/proc/x"), say=lambda line: None)
 
 
 def test_a_full_disk_is_told_before_and_during(hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

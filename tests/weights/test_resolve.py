@@ -14,6 +14,7 @@ from hub_server import Hub
 from safetensors.torch import load_file, save_file
 from tiny_runs import TINY
 
+from vla_ft.cli import main
 from vla_ft.errors import UserError
 from vla_ft.nn.resnet import ResNet
 from vla_ft.weights import catalogue
@@ -90,6 +91,17 @@ def test_the_list_says_what_is_here(own_catalogue: Hub, root: Path) -> None:
     lines.clear()
     print_listing(lines.append)
     assert lines[1].split()[4] == "here" and str(root) in lines[-1]
+    (root / "small-policy" / RECORD).write_text("{")
+    lines.clear()
+    print_listing(lines.append)
+    assert lines[1].split()[4] == "damaged" and lines[2].split()[4] == "gated", "one record hid all other rows"
+
+
+@pytest.mark.parametrize("option", ["to=somewhere", "files=*.json"])
+def test_an_option_without_a_name_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", option]) == 2
+    seen = capsys.readouterr()
+    assert f"vla-ft fetch {option} needs the NAME" in seen.err and not seen.out
 
 
 def test_finding_weights_takes_no_network_library() -> None:

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vla_ft.data.augmentation import Augmentation
 from vla_ft.data.formats.base import EpisodeReader
-from vla_ft.data.order import BatchPlan, shuffled
+from vla_ft.data.order import BatchPlan, ShuffledOrder
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
-from vla_ft.data.windows import WindowIndex, WindowSpec, build_sample
+from vla_ft.data.windows import TrainingPlaces, WindowIndex, WindowSpec, build_sample
 from vla_ft.errors import UserError, nearest
 
 Batch = dict[str, torch.Tensor]
@@ -83,17 +84,21 @@ class WindowDataset(Dataset[Sample]):
         """(episode, step) of sample numbers."""
         return [self.index.locate(int(self.windows[n])) for n in numbers]
 
+    def finish(self, sample: Sample, number: int) -> Sample:
+        """What is done to a sample after reading: nothing."""
+        return sample
+
     def __getitem__(self, number: int) -> Sample:
-        return self._read(*self.resolve([number])[0])
+        return self.finish(self._read(*self.resolve([number])[0]), number)
 
     def __getitems__(self, numbers: Sequence[int]) -> Fetched | Failure:
         """The samples of a batch (torch's fetcher calls this)."""
         try:
             places = self.resolve(numbers)
-            samples = [self._read(episode, step) for episode, step in places]
+            samples = [self.finish(self._read(*place), number) for number, place in zip(numbers, places, strict=True)]
             return Fetched(samples, self.features.read(places) if self.features is not None else {})
         except UserError as error:
-            return Failure(str(error))
+            return Failure(f"{error} `vla-ft data check` lists all damage of a dataset.")
 
     def _read(self, episode: int, step: int) -> Sample:
         try:
@@ -105,27 +110,31 @@ class WindowDataset(Dataset[Sample]):
 
 
 class TrainingStream(WindowDataset):
-    """Samples by global position, endless: sample i of epoch e is the window that ``shuffled`` puts there."""
+    """Samples by global position, endless: sample i of epoch e is the window that ``places`` puts there."""
 
     def __init__(
         self,
         reader: EpisodeReader,
-        index: WindowIndex,
+        places: TrainingPlaces,
         window: WindowSpec,
         keys: Sequence[str],
-        seed: int,
+        augmentation: Augmentation | None = None,
         features: FeatureSource | None = None,
     ) -> None:
-        super().__init__(reader, index, window, keys, np.empty(0, dtype=np.int64), features)
-        self.seed = seed
+        super().__init__(reader, places.index, window, keys, np.empty(0, dtype=np.int64), features)
+        self.places, self.augmentation = places, augmentation
 
     def __len__(self) -> int:
-        """Windows of one epoch; positions go on beyond."""
-        return len(self.index)
+        """Positions of one epoch; they go on beyond."""
+        return len(self.places)
 
     def resolve(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
         """(episode, step) of global positions."""
-        return [self.index.locate(int(w)) for w in shuffled(np.asarray(numbers), len(self.index), self.seed)]
+        return self.places.at(numbers)
+
+    def finish(self, sample: Sample, number: int) -> Sample:
+        """The sample with its images augmented, where that is asked for."""
+        return sample if self.augmentation is None else self.augmentation(sample, number)
 
 
 class Loader(DataLoader[Any]):
@@ -184,6 +193,8 @@ def build_loader(
     plan: BatchPlan,
     *,
     seed: int,
+    places: TrainingPlaces | None = None,
+    augmentation: Augmentation | None = None,
     start: int = 0,
     steps: int | None = None,
     workers: int = 0,
@@ -196,11 +207,14 @@ def build_loader(
     ``plan.per_device`` samples an optimizer step, endless unless ``steps`` optimizer steps are asked for.
 
     The stream runs on over epochs and drops nothing; after an optimizer step the position grows by
-    ``plan.global_batch``, whatever the workers have read ahead. ``len(loader.dataset)`` is the number of windows of an
-    epoch. ``features`` join the batches. Raises UserError when the dataset lacks what the processor needs.
+    ``plan.global_batch``, whatever the workers have read ahead. ``places`` says where each position lies; by default
+    epochs are permutations of all windows of ``episodes``, by ``seed``. ``len(loader.dataset)`` is the number of
+    positions of an epoch. ``features`` join the batches. Raises UserError when the dataset lacks what the processor
+    needs.
     """
     index = _index(reader, episodes, processor)
-    dataset = TrainingStream(reader, index, processor.window, processor.keys, seed, features)
+    places = places or TrainingPlaces(index, ShuffledOrder(len(index), seed))
+    dataset = TrainingStream(reader, places, processor.window, processor.keys, augmentation, features)
     options = _options(processor, workers, prefetch, pin_memory, start_method)
     return Loader(dataset, batch_sampler=_Planned(plan, start, steps), **options)
 
@@ -262,11 +276,13 @@ def evenly_spaced(count: int, wanted: int | None) -> np.ndarray:
 
 
 def _index(reader: EpisodeReader, episodes: np.ndarray, processor: Collator) -> WindowIndex:
-    known = ("proprio", *(IMAGE_PREFIX + camera for camera in reader.description.cameras))
+    proprio = ("proprio",) if reader.description.proprio_dim else ()
+    known = (*proprio, *(IMAGE_PREFIX + camera for camera in reader.description.cameras))
     for key in processor.keys:
         if key not in known:
+            there = ", ".join(known) or "neither cameras nor proprioception that all its parts share"
             raise UserError(
-                f"The policy needs '{key}', but dataset {reader.description.name} has {', '.join(known)}."
+                f"The policy needs '{key}', but dataset {reader.description.name} has {there}."
                 f"{nearest(key, known)} Name the cameras in the policy's configuration as the dataset does."
             )
     index = WindowIndex(reader.lengths, episodes)

@@ -1,7 +1,8 @@
-"""A small real dataset with something to learn, written to disk as ALOHA HDF5 and read like any other.
+"""A small real dataset with something to learn, written to disk in any format and read like any other.
 
 A coloured disc lies somewhere in the picture. Its place decides the pose that the joints approach, so a policy must see
 it to predict well; joint positions decide how much of the way is left. The action is a function of picture and joints.
+All formats hold the same episodes.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vla_ft.data.formats.aloha_layout import list_episodes
-from vla_ft.data.formats.writer import EpisodeWriter
+from vla_ft.data.formats.registry import find_writer, open_writer
+from vla_ft.data.formats.writing import Step
+from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
 from vla_ft.errors import UserError
 
 MARKER = "mock.json"
-"""File beside the episodes: the parameters, and the hash of what was written."""
-_GENERATOR = 1  # raise it when the same parameters begin to give other data
+"""File in the dataset's folder: the parameters, and the hash of what was written."""
+_GENERATOR = 2  # raise it when the same parameters begin to give other data
 _APPROACH = 0.15
 _FOLLOW = 0.8
 _GRIPPER_OPENS_AT = 0.3
+_FPS = 50.0
+_INSTRUCTION = "move to the disc"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,11 @@ class MockConfig:
     cameras: tuple[str, ...] = ("top",)
     action_dim: int = 14
     seed: int = 0
-    compress: bool = False
+    format: str = "aloha"
+    """What to write: a name in ``formats.registry.WRITERS``."""
+    images: str | None = None
+    """How pictures are stored (``raw``, ``png``, ``jpeg``, ``image``, ``video``); null takes an exact way of the
+    format."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or not 1 <= self.min_length <= self.max_length or not self.cameras or self.action_dim < 2:
@@ -57,6 +65,7 @@ class MockConfig:
             raise UserError(f"The mock's seed is {self.seed}, expected 0 or more.")
         if min(self.image_size) < 8:
             raise UserError(f"Mock images of {self.image_size} pixels show nothing. Expected at least (8, 8).")
+        find_writer(self.format)
 
     def key(self) -> str:
         """A short name of these parameters."""
@@ -65,8 +74,8 @@ class MockConfig:
 
 
 def write_mock(folder: Path | str, config: MockConfig) -> Path:
-    """Return the dataset of ``config`` under ``folder`` (a sub-folder named by its parameters), writing it when it is
-    not there yet.
+    """Return the folder of the dataset of ``config``, a sub-folder of ``folder`` named by its parameters, writing
+    it when it is not there yet.
 
     It appears whole or not at all, and processes that ask at the same time get the same one. Raises UserError when the
     disk is full or the files were changed since they were written.
@@ -80,8 +89,7 @@ def write_mock(folder: Path | str, config: MockConfig) -> Path:
         unfinished = parent / f".{path.name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)  # of a killed writer: we hold the lock
         try:
-            for episode in range(config.episodes):
-                _write_episode(unfinished, config, episode)
+            _write_episodes(unfinished, config)
             marker = {"parameters": dataclasses.asdict(config), "sha256": _content_hash(unfinished)}
             (unfinished / MARKER).write_text(json.dumps(marker, indent=1))
             os.rename(unfinished, path)
@@ -91,22 +99,53 @@ def write_mock(folder: Path | str, config: MockConfig) -> Path:
     return path
 
 
-def _write_episode(folder: Path, config: MockConfig, episode: int) -> None:
+def describe(config: MockConfig) -> DatasetDescription:
+    """What the mock's numbers mean: joint targets in rad, a gripper at the end of each half."""
+    half = config.action_dim // 2
+    names = tuple(
+        f"joint_{i}" if i not in (half - 1, 2 * half - 1) else f"gripper_{i}" for i in range(config.action_dim)
+    )
+    units = tuple("fraction" if name.startswith("gripper") else "rad" for name in names)
+    return DatasetDescription(
+        name="mock",
+        # In the order in which every format's reader names them.
+        cameras=dict.fromkeys(sorted(config.cameras), config.image_size),
+        action_names=names,
+        action_units=units,
+        proprio_names=names,
+        proprio_units=units,
+        action_kind="joint",
+        action_mode="absolute",
+        gripper="0 closed, 1 open",
+        fps=_FPS,
+    )
+
+
+def _write_episodes(folder: Path, config: MockConfig) -> None:
+    kind, _ = find_writer(config.format)
+    exact = next(images for images in kind.IMAGES if images not in kind.LOSSY)
+    writer = open_writer(folder, describe(config), config.format, config.images or exact)
+    try:
+        for episode in range(config.episodes):
+            writer.add(episode_steps(config, episode), _INSTRUCTION)
+        writer.finish()
+    finally:
+        writer.close()
+
+
+def episode_steps(config: MockConfig, episode: int) -> Iterator[Step]:
+    """The steps of an episode as ``DatasetWriter.add`` takes them."""
     rng = np.random.default_rng([config.seed, episode + 1])
     length = int(rng.integers(config.min_length, config.max_length + 1))
     place = rng.uniform(0.15, 0.85, size=2)
     goal = _goal(config, place)
     qpos = rng.normal(scale=0.1, size=config.action_dim)
     scene = _Scene(rng, place, config)
-    attributes = {"fps": 50.0, "language_instruction": "move to the disc"}
-    size = dict.fromkeys(config.cameras, config.image_size)
-    with EpisodeWriter(folder, cameras=size, sim=True, compress=config.compress, attributes=attributes) as writer:
-        for _ in range(length):
-            action = _action(qpos, goal)
-            velocity = _FOLLOW * (action - qpos)
-            images = {camera: scene.render(number) for number, camera in enumerate(config.cameras)}
-            writer.add(qpos=qpos, qvel=velocity, images=images, action=action)
-            qpos = qpos + velocity
+    for _ in range(length):
+        action = _action(qpos, goal)
+        images = {IMAGE_PREFIX + camera: scene.render(number) for number, camera in enumerate(config.cameras)}
+        yield {"action": action, "proprio": qpos, **images}
+        qpos = qpos + _FOLLOW * (action - qpos)
 
 
 def _goal(config: MockConfig, place: np.ndarray) -> np.ndarray:
@@ -170,8 +209,11 @@ def _refuse_changed(path: Path) -> None:
 
 def _content_hash(folder: Path) -> str:
     digest = hashlib.sha256()
-    for episode in list_episodes(folder):
-        digest.update(episode.name.encode())
-        with episode.open("rb") as file:
+    files = [path for path in folder.rglob("*") if path.is_file() and path != folder / MARKER]
+    for path in sorted(files):
+        if path.name.startswith("."):
+            continue  # indices that readers make
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -6,8 +6,10 @@ the n windows. So resuming needs one number, the position, and no state of any l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -35,6 +37,72 @@ def shuffled(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
     while (outside := values >= size).any():
         values[outside] = _feistel(values[outside], keys[outside], half)
     return values.astype(np.int64)
+
+
+def hash_seed(text: str) -> int:
+    """A seed for ``shuffled`` from what it belongs to: seeds of different things have nothing in common."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+class Order(Protocol):
+    """Which window lies at which global position."""
+
+    def __len__(self) -> int:
+        """Positions of an epoch."""
+
+    def windows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Window index and pass over the data of each position, int64 [n] each."""
+
+
+@dataclass(frozen=True)
+class ShuffledOrder:
+    """One dataset: an epoch is a permutation of its ``size`` windows."""
+
+    size: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def windows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See ``Order.windows``; the pass is the epoch."""
+        flat = np.asarray(positions, dtype=np.int64)
+        return shuffled(flat, self.size, self.seed), flat // self.size
+
+
+class MixtureOrder:
+    """Several datasets, each with an exact share of every epoch.
+
+    An epoch's positions are shuffled; place p of that order belongs to the dataset whose quota covers p. Each dataset
+    walks its own endless shuffled stream, ``quota`` windows further every epoch: all its windows are seen equally often
+    however small its share, and nothing but the quotas is kept in memory. The stream is keyed by the dataset's name, so
+    it stays the same when others join or leave. ``sizes``: windows of each, numbered through in this order.
+    """
+
+    def __init__(self, names: Sequence[str], sizes: Sequence[int], quotas: Sequence[int], seed: int) -> None:
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        self.quotas = np.asarray(quotas, dtype=np.int64)
+        if not len(self.sizes) == len(self.quotas) == len(names) or self.sizes.min() < 1 or self.quotas.min() < 1:
+            raise ValueError(f"windows {sizes} and quotas {quotas} of {names}: expected one of each, at least 1")
+        self.seed = seed
+        self._seeds = [hash_seed(f"stream {seed} {name}") for name in names]
+        self._ends, self._offsets = np.cumsum(self.quotas), np.cumsum(self.sizes) - self.sizes
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def windows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See ``Order.windows``; the pass is the dataset's own."""
+        flat = np.asarray(positions, dtype=np.int64)
+        places = shuffled(flat, len(self), self.seed)
+        owners = np.searchsorted(self._ends, places, side="right")
+        streams = (flat // len(self)) * self.quotas[owners] + places - (self._ends - self.quotas)[owners]
+        windows = np.empty_like(flat)
+        for owner in np.unique(owners):
+            chosen = owners == owner
+            own = shuffled(streams[chosen], int(self.sizes[owner]), self._seeds[owner])
+            windows[chosen] = own + self._offsets[owner]
+        return windows, streams // self.sizes[owners]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,10 @@ IMAGE_PREFIX = "image_"
 """Observation keys of cameras are ``image_<camera>``."""
 
 
+ActionKind = Literal["joint", "end_effector", "unknown"]
+ActionMode = Literal["absolute", "delta", "unknown"]
+
+
 class Task(TypedDict):
     """What the robot was told to do."""
 
@@ -38,7 +42,8 @@ class Sample(TypedDict):
 class DatasetDescription:
     """What a dataset's numbers mean. It travels with checkpoints, so that no policy runs on the wrong robot.
 
-    ``cameras`` maps a name to (height, width) in pixels. Names and units have one entry per dimension.
+    ``cameras`` maps a name to (height, width) in pixels. Names and units have one entry per dimension. What a dataset
+    does not record is ``unknown``.
     """
 
     name: str
@@ -47,10 +52,13 @@ class DatasetDescription:
     action_units: tuple[str, ...]
     proprio_names: tuple[str, ...]
     proprio_units: tuple[str, ...]
-    action_kind: Literal["joint", "end_effector"]
-    action_mode: Literal["absolute", "delta"]
+    action_kind: ActionKind
+    action_mode: ActionMode
     gripper: str
     fps: float
+    gripper_dims: tuple[int, ...] = ()
+    """Action dimensions that command a gripper absolutely, 0 to 1: policies that scale actions leave them as they are,
+    and relative actions hold them past an episode's end."""
 
     def __post_init__(self) -> None:
         for part in ("action", "proprio"):
@@ -62,6 +70,11 @@ class DatasetDescription:
     def action_dim(self) -> int:
         """Number of action dimensions A."""
         return len(self.action_names)
+
+    @property
+    def is_gripper(self) -> np.ndarray:
+        """bool [A]: which action dimensions are ``gripper_dims``."""
+        return np.isin(np.arange(self.action_dim), self.gripper_dims)
 
     @property
     def proprio_dim(self) -> int:

@@ -6,15 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vla_ft.data.formats.base import EpisodeReader
-from vla_ft.errors import UserError
+from vla_ft.data.quantiles import Moments, Quantiles
+from vla_ft.errors import UserError, unknown
 
 CONSTANT_STD = 1e-6
 """A dimension whose standard deviation is below this is named as constant."""
@@ -48,13 +50,49 @@ class FeatureStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetStatistics:
-    """Statistics by feature (``action``, ``proprio``), with the hash of the data and episodes they come from."""
+    """Statistics by feature (``action``, ``proprio``), with the hash of the data and episodes they come from.
+
+    Those of a mixture have none of their own: ``parts`` holds each dataset's, by its name in the mixture, in order.
+    """
 
     features: dict[str, FeatureStatistics]
     source_hash: str
+    episodes: int = 0
+    """How many episodes they were computed from; 0 where it is not known."""
+    parts: dict[str, DatasetStatistics] = field(default_factory=dict)
 
     def __getitem__(self, feature: str) -> FeatureStatistics:
+        if self.parts:
+            raise UserError(
+                f"These are the statistics of {len(self.parts)} datasets, {', '.join(self.parts)}, which are not "
+                "normalised alike. Say which dataset is meant."
+            )
         return self.features[feature]
+
+    def each(self) -> dict[str, DatasetStatistics]:
+        """The statistics of each dataset by its name in the mixture; of a single dataset itself, under ``""``."""
+        return self.parts or {"": self}
+
+    def of(self, dataset: str | None) -> DatasetStatistics:
+        """Those of one dataset. A single dataset answers to any name, a mixture of one to None. Raises UserError."""
+        if not self.parts:
+            return self
+        if dataset is None and len(self.parts) == 1:
+            return next(iter(self.parts.values()))
+        if dataset is None:
+            first = next(iter(self.parts))
+            raise UserError(
+                f"A mixture of {', '.join(self.parts)}: say whose units are meant, such as dataset={first}."
+            )
+        if dataset not in self.parts:
+            raise unknown("dataset", dataset, self.parts)
+        return self.parts[dataset]
+
+    def number_of(self, dataset: str) -> int:
+        """Place of a dataset among ``parts``; 0 for a single dataset. Raises UserError for a name that is not there."""
+        if self.parts and dataset not in self.parts:
+            raise unknown("dataset", dataset, self.parts)
+        return list(self.parts).index(dataset) if self.parts else 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; float32 values survive the round trip exactly."""
@@ -63,7 +101,10 @@ class DatasetStatistics:
             | {"count": f.count, "names": list(f.names), "constant": list(f.constant)}
             for name, f in self.features.items()
         }
-        return {"source_hash": self.source_hash, "features": features}
+        data: dict[str, Any] = {"source_hash": self.source_hash, "episodes": self.episodes, "features": features}
+        if self.parts:
+            data["parts"] = {name: part.to_json() for name, part in self.parts.items()}
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DatasetStatistics:
@@ -76,7 +117,8 @@ class DatasetStatistics:
             )
             for name, f in data["features"].items()
         }
-        return cls(features=features, source_hash=data["source_hash"])
+        parts = {name: cls.from_json(part) for name, part in data.get("parts", {}).items()}
+        return cls(features=features, source_hash=data["source_hash"], episodes=data.get("episodes", 0), parts=parts)
 
     def save(self, path: Path) -> None:
         """Write as JSON; a reader sees the old file or the whole new one."""
@@ -107,19 +149,37 @@ class DatasetStatistics:
             ) from error
 
 
-def cached_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray, path: Path) -> DatasetStatistics:
-    """Statistics from ``path`` when they come from this very data and these episodes; otherwise compute and save them.
+def statistics_cache() -> Path:
+    """Folder of statistics for all runs: below ``VLA_FT_CACHE``, else below ``~/.cache/vla_ft``."""
+    given = os.environ.get("VLA_FT_CACHE")
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if caches.startswith("~"):  # a container's user without a home
+        caches = f"{tempfile.gettempdir()}/cache-{os.getuid()}"
+    return Path(given or f"{caches}/vla_ft") / "statistics"
 
-    A file that is damaged or of other data is replaced: it is a cache, not a source. Raises like
-    ``compute_statistics`` and ``save``.
+
+def cached_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray, path: Path) -> DatasetStatistics:
+    """Statistics of this very data and these episodes, from ``path`` or from any run before; else computed. ``path``
+    holds them afterwards.
+
+    Files that are damaged or of other data are replaced: they are a cache, not a source. A folder for all runs that
+    cannot be written costs the next run's time alone. Raises like ``compute_statistics`` and ``save``.
     """
-    if path.is_file():
-        with contextlib.suppress(UserError):
-            kept = DatasetStatistics.load(path)
-            if kept.source_hash == source_hash(reader, episodes):
-                return kept
+    wanted = source_hash(reader, episodes)
+    shared = statistics_cache() / f"{wanted}.json"
+    for place in (path, shared):
+        if place.is_file():
+            with contextlib.suppress(UserError):
+                kept = DatasetStatistics.load(place)
+                if kept.source_hash == wanted:
+                    if place != path:
+                        kept.save(path)
+                    return kept
     statistics = compute_statistics(reader, episodes)
     statistics.save(path)
+    with contextlib.suppress(OSError, UserError):
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        statistics.save(shared)
     return statistics
 
 
@@ -131,52 +191,73 @@ def source_hash(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray) -> 
 
 
 def compute_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray) -> DatasetStatistics:
-    """Statistics over ``episodes``, reading numeric columns only. Raises UserError on NaN/Inf, naming where, and when
-    there are no episodes."""
+    """Statistics over ``episodes``, an episode's numeric columns at a time; memory is bounded (``data.quantiles``).
+
+    Quantiles are NumPy's while a feature's values fit in ``EXACT_VALUES``. Raises UserError on NaN/Inf, naming where,
+    and when there are no episodes or no steps.
+    """
     if not len(episodes):
         raise UserError("No episodes to compute statistics from. Expected at least one training episode.")
     description = reader.description
     names = {"action": description.action_names, "proprio": description.proprio_names}
-    columns: dict[str, list[np.ndarray]] = {key: [] for key in FEATURES}
+    summaries = {key: _Summary(names[key]) for key in FEATURES}
     for episode in episodes:
         values = reader.read(int(episode), np.arange(reader.lengths[episode]), FEATURES)
         for key in FEATURES:
-            _refuse_non_finite(reader, int(episode), key, values[key], names[key])
-            columns[key].append(values[key])
-    features = {key: _summarise(np.concatenate(columns[key]), names[key]) for key in FEATURES}
-    return DatasetStatistics(features=features, source_hash=source_hash(reader, episodes))
+            refuse_non_finite(reader, int(episode), key, values[key], names[key])
+            summaries[key].add(values[key])
+    if not summaries["action"].moments.count:
+        raise UserError(
+            f"The {len(episodes)} training episodes of {description.name} have no steps. Check the dataset."
+        )
+    features = {key: summary.finish() for key, summary in summaries.items()}
+    return DatasetStatistics(features=features, source_hash=source_hash(reader, episodes), episodes=len(episodes))
 
 
 def check_finite(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray) -> None:
     """Read the numeric columns of ``episodes``. Raises UserError on NaN/Inf, naming where."""
-    names = {"action": reader.description.action_names, "proprio": reader.description.proprio_names}
     for episode in episodes:
-        values = reader.read(int(episode), np.arange(reader.lengths[episode]), FEATURES)
+        part, number = reader.resolve(int(episode))
+        names = {"action": part.description.action_names, "proprio": part.description.proprio_names}
+        values = part.read(number, np.arange(part.lengths[number]), FEATURES)
         for key in FEATURES:
-            _refuse_non_finite(reader, int(episode), key, values[key], names[key])
+            refuse_non_finite(part, number, key, values[key], names[key])
 
 
-def _summarise(values: np.ndarray, names: tuple[str, ...]) -> FeatureStatistics:
-    wide = values.astype(np.float64)
-    q01, q99 = np.quantile(wide, [0.01, 0.99], axis=0)
-    arrays = {
-        "mean": wide.mean(0),
-        "std": wide.std(0),
-        "min": wide.min(0),
-        "max": wide.max(0),
-        "q01": q01,
-        "q99": q99,
-    }
-    return FeatureStatistics(**{k: v.astype(np.float32) for k, v in arrays.items()}, count=len(values), names=names)
+class _Summary:
+    """A feature's statistics in the making."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.moments, self.quantiles = Moments(len(names)), Quantiles(len(names))
+
+    def add(self, rows: np.ndarray) -> None:
+        self.moments.add(rows)
+        self.quantiles.add(rows)
+
+    def finish(self) -> FeatureStatistics:
+        moments = self.moments
+        arrays = {
+            "mean": moments.mean,
+            "std": moments.std,
+            "min": moments.min,
+            "max": moments.max,
+            "q01": self.quantiles.quantile(0.01),
+            "q99": self.quantiles.quantile(0.99),
+        }
+        arrays = {key: value.astype(np.float32) for key, value in arrays.items()}
+        return FeatureStatistics(**arrays, count=moments.count, names=self.names)
 
 
-def _refuse_non_finite(
+def refuse_non_finite(
     reader: EpisodeReader, episode: int, key: str, values: np.ndarray, names: tuple[str, ...]
 ) -> None:
+    """Raise UserError when ``values`` [steps, D] of an episode hold NaN or Inf, naming where the first is."""
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         step, dimension = (int(x) for x in bad[0])
         raise UserError(
             f"{reader.name_of(episode)}: {key} '{names[dimension]}' at step {step} is {values[step, dimension]}, "
-            f"expected a finite number ({len(bad)} such values in this episode). Remove or repair the episode."
+            f"expected a finite number ({len(bad)} such values in this episode). Remove or repair the episode, or "
+            "leave damaged ones out with data.on_damage=skip; `vla-ft data check` finds them all."
         )

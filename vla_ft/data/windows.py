@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.order import Order, hash_seed, shuffled
 from vla_ft.data.sample import Sample
 from vla_ft.errors import UserError
 
@@ -27,23 +28,47 @@ class WindowSpec:
 class WindowIndex:
     """Every step of every chosen episode starts one window; windows are numbered through in episode order.
 
-    ``episodes``: int64 [n], which episodes of the reader take part (a split).
+    ``episodes``: int64 [n], which episodes of the reader take part (a split). ``limit``: at most so many windows an
+    episode and pass over the data; another pass takes other steps of a longer episode, all of them equally often.
     """
 
-    def __init__(self, lengths: np.ndarray, episodes: np.ndarray) -> None:
+    def __init__(self, lengths: np.ndarray, episodes: np.ndarray, limit: int | None = None, seed: int = 0) -> None:
         self.episodes = np.asarray(episodes, dtype=np.int64)
-        self.ends = np.cumsum(np.asarray(lengths, dtype=np.int64)[self.episodes])
+        self.limit, self.seed = limit, seed
+        self._lengths = np.asarray(lengths, dtype=np.int64)[self.episodes]
+        self.ends = np.cumsum(self._lengths if limit is None else np.minimum(self._lengths, limit))
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def locate(self, index: int) -> tuple[int, int]:
-        """(episode, step) of window ``index``. Raises IndexError outside [0, len)."""
+    def locate(self, index: int, turn: int = 0) -> tuple[int, int]:
+        """(episode, step) of window ``index`` in pass ``turn``. Raises IndexError outside [0, len)."""
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
         row = int(np.searchsorted(self.ends, index, side="right"))
-        start = int(self.ends[row - 1]) if row else 0
-        return int(self.episodes[row]), index - start
+        step = index - (int(self.ends[row - 1]) if row else 0)
+        episode, length = int(self.episodes[row]), int(self._lengths[row])
+        if self.limit is not None and length > self.limit:
+            place = np.array([turn * self.limit + step])
+            step = int(shuffled(place, length, hash_seed(f"steps {self.seed} {episode}"))[0])
+        return episode, step
+
+
+@dataclass(frozen=True)
+class TrainingPlaces:
+    """Where each global position of a run lies: the windows of its training episodes, in its order."""
+
+    index: WindowIndex
+    order: Order
+
+    def __len__(self) -> int:
+        """Positions of an epoch."""
+        return len(self.order)
+
+    def at(self, positions: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
+        """(episode, step) of global positions."""
+        windows, turns = self.order.windows(np.asarray(positions))
+        return [self.index.locate(int(w), int(t)) for w, t in zip(windows, turns, strict=True)]
 
 
 def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowSpec, keys: Sequence[str]) -> Sample:
@@ -52,6 +77,7 @@ def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowS
     The chunk starts at ``max(0, step + reader.action_offset)``, as in the published ALOHA reader; where that is before
     the observation, the episode's end is reached one step later. Raises IndexError for a step outside the episode.
     """
+    reader, episode = reader.resolve(episode)
     if not 0 <= step < reader.lengths[episode]:
         raise IndexError(f"step {step} of {reader.name_of(episode)}, which has {reader.lengths[episode]}")
     length = int(reader.lengths[episode])
@@ -66,6 +92,6 @@ def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowS
         observation=observation,
         action=reader.read(episode, np.minimum(acted, length - 1), ("action",))["action"],
         action_pad_mask=acted < length,
-        task={"language_instruction": reader.instruction(episode)},
+        task={"language_instruction": reader.instruction_at(episode, step)},
         dataset_name=reader.description.name,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import ConfigDict, Field
 
+from vla_ft.data.damaged import find_damaged, without_damaged
 from vla_ft.data.formats.base import EpisodeReader
-from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.loading import evenly_spaced
-from vla_ft.data.split import split_episodes
+from vla_ft.data.mixture import split_parts
 from vla_ft.data.statistics import source_hash
 from vla_ft.data.windows import WindowIndex, build_sample
 from vla_ft.deployment.predictor import Predictor
@@ -30,6 +31,8 @@ class EvaluationConfig:
     """A checkpoint, or a run folder for its latest one."""
     data: str
     """A dataset of the same robot."""
+    dataset: str | None = None
+    """Which of the datasets of a mixture it is."""
     episodes: Literal["held_out", "all"] = "held_out"
     """``held_out``: the split of the run that trained the checkpoint, valid for the dataset it trained on."""
     samples: Annotated[int, Field(gt=0)] = 512
@@ -43,9 +46,10 @@ def evaluate(config: EvaluationConfig) -> str:
     """Evaluate and return a table as text; raises UserError."""
     if config.output is not None and not Path(config.output).absolute().parent.is_dir():
         raise UserError(f"output={config.output} cannot be written: its folder does not exist. Make it first.")
-    predictor = Predictor.load(Path(config.checkpoint), config.device)
-    data = predictor.config.data
-    reader = open_dataset(config.data, format=data.format, cameras=data.cameras, **data.reader_options())
+    predictor = Predictor.load(Path(config.checkpoint), config.device, config.dataset)
+    reader = predictor.config.data.open_one(config.data, config.dataset)
+    if predictor.config.data.on_damage == "skip":  # as the run did
+        reader = without_damaged(reader, find_damaged(reader))
     _refuse_other_robot(predictor, reader)
     held_out = config.episodes == "held_out"
     episodes = _held_out(predictor, reader) if held_out else np.arange(len(reader.lengths))
@@ -59,7 +63,12 @@ def evaluate(config: EvaluationConfig) -> str:
 def _held_out(predictor: Predictor, reader: EpisodeReader) -> np.ndarray:
     """The episodes that the checkpoint's run held out, int64; only its own dataset can tell which these are."""
     config = predictor.config
-    split = split_episodes(len(reader.lengths), fraction=config.data.validation_fraction, seed=config.seed)
+    split, _ = split_parts(
+        reader,
+        fraction=config.data.validation_fraction,
+        seed=config.seed,
+        drop_unlabeled=config.data.drops_unlabeled,
+    )
     if source_hash(reader, split.training) != predictor.processor.statistics.source_hash:
         raise UserError(
             "This is not the dataset that the checkpoint was trained on, or it has changed since: which episodes were "
@@ -111,6 +120,11 @@ def _previous_action(reader: EpisodeReader, episode: int, step: int) -> np.ndarr
 
 def _refuse_other_robot(predictor: Predictor, reader: EpisodeReader) -> None:
     trained, seen = predictor.description, reader.description
+    if predictor.config.data.mix is not None:
+        # A mixture is trained on what its datasets share: this one may have more.
+        shared = {name: size for name, size in seen.cameras.items() if name in trained.cameras}
+        proprio = (seen.proprio_names, seen.proprio_units) if trained.proprio_dim else ((), ())
+        seen = dataclasses.replace(seen, cameras=shared, proprio_names=proprio[0], proprio_units=proprio[1])
     for what in ("action_names", "proprio_names", "cameras", "action_kind", "action_mode"):
         if getattr(trained, what) != getattr(seen, what):
             raise UserError(

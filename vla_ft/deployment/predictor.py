@@ -33,15 +33,16 @@ class Predictor:
         self.model, self.device = model.to(device).eval(), device
 
     @classmethod
-    def load(cls, checkpoint: Path, device: str = "cpu") -> Predictor:
+    def load(cls, checkpoint: Path, device: str = "cpu", dataset: str | None = None) -> Predictor:
         """Read a checkpoint folder, or the latest one of a run folder; averaged weights are used when there are any.
 
-        Raises UserError when it is damaged or incomplete.
+        ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``). Raises UserError when
+        the checkpoint is damaged or incomplete, and where a mixture's dataset is not named.
         """
         path = find_checkpoint(checkpoint)
         verify(path)
         config, description = read_facts(path)
-        statistics = DatasetStatistics.load(path / STATISTICS)
+        statistics = DatasetStatistics.load(path / STATISTICS).of(dataset)
         policy = load_policy(config.policy)
         model = build_plain(config, description)
         load_trained(model, path, config)

@@ -6,7 +6,7 @@ Names and shapes are those of the model without adapters, whatever engine and op
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -45,6 +45,7 @@ class TrainedWeights:
         if which == "average" and TensorReader.exists(checkpoint, AVERAGE):
             self._average = self._stack.enter_context(TensorReader(checkpoint, AVERAGE))
         self._scales = _scales(model, config)
+        _refuse_unmerged(checkpoint, self._last.entries)
         self._sources = {name.replace(BASE, "."): name for name in self._last.entries if not _is_adapter(name)}
 
     @property
@@ -117,3 +118,15 @@ def _scales(model: Model, config: RunConfig) -> dict[str, float]:
     groups = model.parameter_groups()
     scales = {part: 1.0 if lora.alpha is None else lora.alpha / lora.rank for part, lora in config.lora.items()}
     return {name: scale for part, scale in scales.items() for name, _ in groups[part]}
+
+
+def _refuse_unmerged(checkpoint: Path, names: Iterable[str]) -> None:
+    """Raise UserError for an adapter whose layer's own weight is not there: merging would leave it out in silence."""
+    known = set(names)
+    lost = [n for n in known if n.endswith(DOWN) and n.removesuffix(DOWN) + f"{BASE}weight" not in known]
+    if lost:
+        shown = ", ".join(sorted(lost)[:4])
+        raise UserError(
+            f"{checkpoint} holds adapters of layers whose weights are shared with another layer: {shown}. They cannot "
+            "be merged: leave these layers out with lora.<part>.layers when training."
+        )

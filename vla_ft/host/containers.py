@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vla_ft.errors import UserError, nearest
 from vla_ft.host import labels
 from vla_ft.host.engine import gather_engine, mapped_users
+from vla_ft.host.probing import SECONDS, answer
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -50,8 +50,11 @@ def require_plugin(name: str) -> None:
     """Raise UserError unless ``docker NAME`` (buildx, compose) can be run."""
     if shutil.which("docker") is None:
         raise UserError("The command `docker` is not on PATH. Install Docker with its buildx and compose plugins.")
-    if subprocess.run(["docker", name, "version"], capture_output=True, check=False).returncode != 0:
-        raise UserError(f"`docker {name}` does not work here. Install Docker's {name} plugin.")
+    if answer(["docker", name, "version"]) is None:
+        raise UserError(
+            f"`docker {name} version` fails here or does not answer within {SECONDS:.0f} s. Install Docker's {name} "
+            "plugin, or look at what else this machine does."
+        )
 
 
 def image(name: str) -> Image | None:

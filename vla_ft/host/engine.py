@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from dataclasses import replace
 from typing import Any
 
 from vla_ft.environment.facts import Engine, Facts, Image
 from vla_ft.host import labels
+from vla_ft.host.probing import answer
 
 
 def with_engine(facts: Facts) -> Facts:
@@ -80,13 +80,8 @@ def _images(client: Any) -> tuple[Image, ...]:
 
 def _plugin(name: str, *arguments: str) -> str | None:
     """Version of a plugin of the docker command, or None without it."""
-    try:
-        done = subprocess.run(["docker", name, *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    words = done.stdout.split()
-    versions = [word.lstrip("v") for word in words if word.lstrip("v")[:1].isdigit()]
-    return versions[0] if done.returncode == 0 and versions else None
+    words = (answer(["docker", name, *arguments]) or "").split()
+    return next((word.lstrip("v") for word in words if word.lstrip("v")[:1].isdigit()), None)
 
 
 def _short(error: Exception) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 
 from vla_ft.errors import UserError
+from vla_ft.host.probing import answer
 
 _PROBE = "import sys, venv, ensurepip; print('{}.{}'.format(*sys.version_info))"
 
@@ -35,11 +35,8 @@ def find_python(version: str) -> str:
 
 def works(executable: str, version: str) -> bool:
     """Whether an executable starts, is of that version, and has ``venv`` and ``ensurepip``."""
-    try:
-        done = subprocess.run([executable, "-c", _PROBE], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0 and done.stdout.strip() == version
+    said = answer([executable, "-c", _PROBE], seconds=60)
+    return said is not None and said.strip() == version
 
 
 def _candidates(version: str) -> Iterator[str]:
@@ -50,6 +47,6 @@ def _candidates(version: str) -> Iterator[str]:
         if os.access(path, os.X_OK):
             yield path
     if uv := shutil.which("uv"):
-        done = subprocess.run([uv, "python", "find", "--offline", version], capture_output=True, text=True)
-        if done.returncode == 0 and done.stdout.strip():
-            yield done.stdout.strip()
+        found = (answer([uv, "python", "find", "--offline", version]) or "").strip()
+        if found:
+            yield found

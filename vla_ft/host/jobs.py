@@ -58,6 +58,16 @@ def plan(arguments: Sequence[str]) -> Job:
     return Job("vla_ft", ("plan", *arguments), service="plan", in_clone=False)
 
 
+def data(arguments: Sequence[str]) -> Job:
+    """What is done to datasets: ``inspect``, ``check``, ``convert``, ``mock``."""
+    return Job("vla_ft", ("data", *arguments), in_clone=False)
+
+
+def recipe(arguments: Sequence[str]) -> Job:
+    """A recipe made for a dataset."""
+    return Job("vla_ft", ("recipe", *arguments), in_clone=False)
+
+
 def record(arguments: Sequence[str]) -> Job:
     """Demonstrations from the simulator."""
     return Job("vla_ft", ("record", *arguments), extra="sim", in_clone=False)

@@ -35,7 +35,7 @@ def inside(arguments: Sequence[str], folders: Mapping[Path, str]) -> list[str]:
 
 def _translate(word: str, folders: Mapping[Path, str]) -> str:
     key, _, value = word.partition("=")
-    if key not in PATH_KEYS or value in ("mock", "auto", "never", ""):
+    if key not in PATH_KEYS or value in ("mock", "auto", "never", "") or value.startswith("hub:"):
         return word
     path = Path(value).resolve()
     found = next(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import psutil
+
 from vla_ft.environment.facts import Gpus, gather_gpus
 from vla_ft.environment.table import Table, load_table
 from vla_ft.errors import UserError
@@ -19,6 +21,8 @@ class Target:
     cards: int
     bf16: bool = True
     """Whether it computes in bfloat16 in hardware."""
+    host_gib: float | None = None
+    """Memory of the machine, against which offloaded states are held; None where it is not known."""
 
 
 def target_of(card: str | None, cards: int | None, gpus: Gpus | None = None, table: Table | None = None) -> Target:
@@ -37,6 +41,8 @@ def target_of(card: str | None, cards: int | None, gpus: Gpus | None = None, tab
         if size <= 0:
             raise UserError(f"card={card} has no memory. Expected an amount such as 22GiB, or a card's name.")
         return Target(f"{size:g} GiB", size, cards or 1)
+    if re.match(r"\d+(\.\d+)?\s*(gib|gb|g)", card.strip().lower()) or re.fullmatch(r"[\d.]+", card.strip()):
+        raise UserError(f"card={card}: expected an amount of memory of the form 22GiB, or a card's name.")
     known = (table or load_table()).card(card)
     return Target(known.name, known.memory_gib, cards or 1, known.bf16)
 
@@ -47,7 +53,12 @@ def visible_target(cards: int) -> Target:
 
     every = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     smallest = min(every, key=lambda device: device.total_memory)
-    return Target(smallest.name, smallest.total_memory / 2**30, cards, smallest.major >= 8)
+    return Target(smallest.name, smallest.total_memory / 2**30, cards, smallest.major >= 8, this_host())
+
+
+def this_host() -> float:
+    """This machine's memory, GiB."""
+    return psutil.virtual_memory().total / 2**30
 
 
 def _local(cards: int | None, gpus: Gpus, table: Table) -> Target:
@@ -58,4 +69,5 @@ def _local(cards: int | None, gpus: Gpus, table: Table) -> Target:
     smallest = min(gpus.devices, key=lambda device: device.memory_bytes)
     known = table.match(smallest.name)
     name = known.name if known else smallest.name
-    return Target(name, smallest.memory_gib, cards or len(gpus.devices), smallest.compute_capability >= (8, 0))
+    bf16 = smallest.compute_capability >= (8, 0)
+    return Target(name, smallest.memory_gib, cards or len(gpus.devices), bf16, this_host())

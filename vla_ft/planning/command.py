@@ -17,11 +17,12 @@ from vla_ft.planning.cards import Target, target_of, visible_target
 from vla_ft.planning.forecast import Forecast, Planner
 from vla_ft.planning.imagined import MOCK, describe, imagine
 from vla_ft.planning.measurement import measure_step
-from vla_ft.planning.search import Plan, plan, setup_of
+from vla_ft.planning.options import setup_of
+from vla_ft.planning.search import Plan, plan
 from vla_ft.planning.states import GIB
 from vla_ft.training.compatibility import refuse
 
-OWN_WORDS = ("card", "cards", "measure")
+OWN_WORDS = ("card", "cards", "host", "measure")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Request:
     """Where plan.json and plan.png go, when a folder was named."""
     note: str
     """What the shapes were taken from, when it is not the dataset."""
+    host: float | None = None
+    """GiB of the machine's memory, when it was named."""
 
 
 def read_request(words: Sequence[str]) -> Request:
@@ -56,16 +59,33 @@ def read_request(words: Sequence[str]) -> Request:
         note = f"{config.data.path} is not here: cameras and dimensions are those of data.mock."
     if own.get("measure", "false") not in ("true", "false"):
         raise UserError(f"measure={own['measure']}: expected true or false.")
-    cards = own.get("cards")
-    if cards is not None and not cards.isdigit():
-        raise UserError(f"cards={cards}: expected a number, 1 or more.")
+    cards = _cards(own.get("cards"), config.devices)
     output = Path(config.output) if "output" in given else None
-    return Request(config, own.get("card"), int(cards) if cards else None, own.get("measure") == "true", output, note)
+    host = target_of(own["host"], 1).memory_gib if "host" in own else None
+    return Request(config, own.get("card"), cards, own.get("measure") == "true", output, note, host)
+
+
+def _cards(said: str | None, devices: int | str) -> int | None:
+    """How many cards: ``cards=``, or a run's ``devices=`` where that is a number; None leaves it to the machine."""
+    if said is not None and not (said.isascii() and said.isdecimal()):
+        raise UserError(f"cards={said}: expected a number, 1 or more.")
+    named = devices if isinstance(devices, int) else None
+    if said is None:
+        return named
+    if named is not None and named != int(said):
+        raise UserError(
+            f"cards={said} and devices={named} disagree: the plan would be for other cards than the run takes. "
+            "Say one of them."
+        )
+    return int(said)
 
 
 def make_plan(request: Request) -> Plan:
     """The plan of a request. Raises UserError for cards that are unknown and models that cannot be built."""
-    return plan(request.config, Planner(_described(request.config)), target_of(request.card, request.cards))
+    target = target_of(request.card, request.cards)
+    if request.host is not None:
+        target = dataclasses.replace(target, host_gib=request.host)
+    return plan(request.config, Planner(_described(request.config)), target)
 
 
 def compare_on_cpu(config: RunConfig) -> str:
@@ -73,7 +93,7 @@ def compare_on_cpu(config: RunConfig) -> str:
     description = _described(config)
     config = dataclasses.replace(config, device="cpu", devices=1)
     planner = Planner(description, card=False)
-    target = Target("this CPU", psutil.virtual_memory().total / GIB, 1)
+    target = this_cpu()
     forecast = planner.forecast(config, setup_of(config, target, planner))
     measured = measure_step(config, description).peak
     error = forecast.peak.total / measured - 1
@@ -84,15 +104,27 @@ def compare_on_cpu(config: RunConfig) -> str:
 
 
 def check_before_training(config: RunConfig, processes: int) -> tuple[Forecast, Target, str] | None:
-    """The forecast of a run that is about to start on cards; None on the CPU and with ``plan=off``.
+    """The forecast of a run that is about to start; None with ``plan=off``, and on the CPU but for ``plan=warn``.
 
     Returns with it a warning, empty when it fits. Raises UserError, with what to say instead, when it cannot fit and
     ``plan`` is ``refuse``.
     """
-    if config.plan == "off" or not _on_a_card(config):
+    card = _on_a_card(config)
+    if config.plan == "off" or not (card or config.plan == "warn"):
         return None
     world = max(processes, int(os.environ.get("WORLD_SIZE", "1")))
-    return judge(config, visible_target(world), Planner(_described(config), local=processes if processes > 1 else None))
+    planner = Planner(_described(config), card=card, local=processes if processes > 1 else None)
+    return judge(config, visible_target(world) if card else this_cpu(world), planner)
+
+
+def watched(config: RunConfig) -> bool:
+    """Whether a run's updates are to be looked at for what they allocate: a card keeps that account by itself."""
+    return config.plan == "warn" and not _on_a_card(config)
+
+
+def this_cpu(processes: int = 1) -> Target:
+    """This machine's memory, divided among so many processes."""
+    return Target("this CPU", psutil.virtual_memory().total / GIB / processes, processes)
 
 
 def judge(config: RunConfig, target: Target, planner: Planner) -> tuple[Forecast, Target, str]:

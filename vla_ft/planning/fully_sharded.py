@@ -60,7 +60,7 @@ def overlay_fully_sharded(trace: Trace, setup: Setup, held: Bytes) -> Moments:
     walk = _Walk(units, order, setup, trace.card)
     rows = [walk.at(phase, unit) for phase, unit in zip(events.phase, events.unit, strict=True)]
     buffers, finished = (np.array(column) for column in zip(*rows, strict=True))
-    base = plain(trace, setup, held, None)
+    base = plain(replace(trace, events=events), setup, held, None)
     base.temporaries[-1] = step_temporaries(trace, setup) / setup.shard_group
     gradients = events.unit_gradients + events.root_gradients
     buffers = buffers + np.where(events.phase == Phase.BACKWARD, gradients, 0)
@@ -82,16 +82,17 @@ class _Walk:
         self._last = ROOT
         self._before = {unit: order[place - 1] for place, unit in enumerate(order) if place}
         self._done: list[int] = []
+        rounded = setup.precision in ("bf16_stochastic", "bf16_kahan")
+        # HSDP keeps what it reduced over copies until the end of the backward pass (``_all_reduce_state``): beside the
+        # gradients, where it was rounded or added into them.
+        self._keeps_output = setup.engine == "hsdp" and (rounded or setup.accumulation > 1)
         self._every = sum(unit.gradient for unit in units.values())
-        self._kept = 0.0
-        """Gradients of earlier micro-batches, reduced."""
+        self._kept = self._every if setup.accumulation > 1 else 0.0
+        """Gradients of earlier micro-batches, reduced. The last micro-batch is the fullest: it has all of them."""
 
     def at(self, phase: int, unit: int) -> tuple[float, float]:
         """(buffers, reduced gradients) while ``unit`` is in hand."""
         if phase == Phase.FORWARD:
-            if self._done:
-                self._kept = self._every
-            self._done = []
             self._last = unit if unit != ROOT else self._last
             return self._forward(unit), self._kept
         if phase == Phase.BACKWARD:
@@ -109,7 +110,12 @@ class _Walk:
         before = self._done[:-1] if unit != ROOT else self._done
         reducing = self.units[before[-1]].reduced if before else 0.0
         own = self.units[unit].gathered if unit != ROOT else 0.0
-        return self.units[ROOT].gathered + own + self._early(self._coming(unit)) + reducing
+        return self.units[ROOT].gathered + own + self._early(self._coming(unit)) + reducing + self._outputs(before)
+
+    def _outputs(self, done: list[int]) -> float:
+        if not self._keeps_output:
+            return 0.0
+        return sum(self.units[one].reduced for one in done) / self.setup.shard_group
 
     def _coming(self, unit: int) -> int:
         """The unit that is gathered early while ``unit`` is differentiated."""
@@ -134,6 +140,7 @@ class _Walk:
             output += own.gradient  # the reduced gradient in the type of the shard
         if not self.card:
             output += own.reduced  # gloo reduces a copy
+        output += self._outputs(done)
         early = self._early(self._before.get(unit, ROOT)) if unit != ROOT else 0.0
         return whole + early + own.reduced + output, self._kept or sum(self.units[one].gradient for one in done)
 
@@ -142,7 +149,14 @@ class _Walk:
 
 
 def _in_step(events: Events) -> Events:
-    keep = (events.phase != Phase.STEP) & (events.phase != Phase.AVERAGE)
+    """The events of one micro-batch and of the clipping. Each is reduced by itself, so that the whole gradients of
+    earlier ones, which the traced process keeps, are not there."""
+    phase = events.phase
+    keep = (phase != Phase.STEP) & (phase != Phase.AVERAGE)
+    backward = np.flatnonzero(phase == Phase.BACKWARD)
+    again = np.flatnonzero((phase == Phase.FORWARD) & (np.arange(len(phase)) > backward[0]))
+    if len(again):
+        keep[again[0] : backward[-1] + 1] = False
     return Events(*(array[keep] for array in vars(events).values()))
 
 

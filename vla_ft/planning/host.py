@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from vla_ft.planning.rehearsal import Trace
 from vla_ft.planning.states import GIB, bytes_of_number, shares_of
 from vla_ft.training.compatibility import SHARDED, ZERO, Setup
+from vla_ft.training.engines.zero_settings import host_bytes
 
 PROCESS = 3.0 * GIB
 """A training process with CUDA's libraries (general knowledge, not measured)."""
 WORKER = 0.6 * GIB
-"""A data worker before its batches (measured on the CPU: resident memory after importing torch and reading)."""
+"""A data worker before its batches (assumed)."""
 PREFETCH = 2
 """Batches that a worker reads ahead."""
 
@@ -39,12 +40,13 @@ def host_memory(
 ) -> HostMemory:
     """For a machine with ``local`` processes of ``workers`` data workers each; ``batch_bytes`` is one batch."""
     trained, frozen = trace.parameters
+    left_out = trace.caching.weights if trace.caching else 0.0
     read_ahead = local * max(1, workers) * (PREFETCH + 1) * batch_bytes
     return HostMemory(
-        processes=local * (PROCESS if card else PROCESS / 4),
+        processes=local * (PROCESS if card else PROCESS / 4) + left_out,
         workers=local * workers * WORKER + read_ahead,
         offloaded=local * _offloaded(trained, frozen, setup, ema) if card else 0.0,
-        loading=4.0 * (trained + frozen) * (1 if setup.engine in SHARDED else local),
+        loading=(4.0 * (trained + frozen) + left_out) * (1 if setup.engine in SHARDED else local),
     )
 
 
@@ -54,17 +56,21 @@ def _offloaded(trained: int, frozen: int, setup: Setup, ema: bool) -> float:
         return 0.0
     shares = shares_of(setup)
     learned, kept = (bytes_of_number(setup, trained=one, ema=ema) for one in (True, False))
-    waiting = (learned.optimizer + learned.average) * trained / shares.optimizer
+    average = learned.average * trained / shares.average
     if setup.engine in ZERO:
-        waiting += 4 * trained / shares.optimizer  # float32 gradients, where the step runs
-    if setup.offload == "all":
-        waiting += (learned.weights * trained + kept.weights * frozen) / shares.weights
-        waiting += learned.gradients * trained / shares.gradients if setup.engine in SHARDED else 0.0
-    return waiting
+        stage = int(setup.engine[-1])
+        return host_bytes(stage, setup.world_size, setup.precision, setup.offload, trained, frozen) + average
+    return (
+        (learned.weights * trained + kept.weights * frozen) / shares.weights
+        + learned.gradients * trained / shares.gradients
+        + learned.optimizer * trained / shares.optimizer
+        + average
+    )
 
 
 def checkpoint_bytes(trace: Trace, setup: Setup, *, ema: bool) -> float:
-    """One checkpoint on disk: weights, optimizer and average, whole."""
+    """One checkpoint on disk: weights, optimizer and average, whole, with those of parts whose features are cached."""
     trained, frozen = trace.parameters
     learned, kept = (bytes_of_number(setup, trained=one, ema=ema) for one in (True, False))
-    return (learned.weights + learned.optimizer + learned.average) * trained + kept.weights * frozen
+    left_out = trace.caching.weights if trace.caching else 0.0
+    return (learned.weights + learned.optimizer + learned.average) * trained + kept.weights * frozen + left_out

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from vla_ft.config import RunConfig
-from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.mock import MockConfig
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics, FeatureStatistics
@@ -33,7 +31,7 @@ def describe(config: RunConfig) -> DatasetDescription:
     data = config.data
     if data.path == MOCK:
         return imagine(data.mock)
-    return open_dataset(Path(data.path), format=data.format, cameras=data.cameras, **data.reader_options()).description
+    return data.open(data.path).description
 
 
 def imagine(mock: MockConfig) -> DatasetDescription:
@@ -65,9 +63,9 @@ def plain_statistics(description: DatasetDescription) -> DatasetStatistics:
     return DatasetStatistics(features=features, source_hash="imagined")
 
 
-def imagine_sample(description: DatasetDescription, processor: Processor) -> Sample:
-    """One sample of zeros, with the window and the keys that a processor asks for."""
-    steps, horizon = processor.window.observation_steps, processor.window.action_horizon
+def imagine_sample(description: DatasetDescription, processor: Processor, steps: int | None = None) -> Sample:
+    """One sample of zeros, with the window that a processor asks for, or ``steps`` observation steps of it."""
+    steps, horizon = steps or processor.window.observation_steps, processor.window.action_horizon
     observation: dict[str, np.ndarray] = {
         f"{IMAGE_PREFIX}{camera}": np.zeros((steps, *size, 3), np.uint8) for camera, size in description.cameras.items()
     }
@@ -83,9 +81,14 @@ def imagine_sample(description: DatasetDescription, processor: Processor) -> Sam
     )
 
 
+def imagined_processor(config: RunConfig, description: DatasetDescription) -> Processor:
+    """The policy's own processor, with statistics that leave numbers as they are."""
+    return load_policy(config.policy).build_processor(config.model, description, plain_statistics(description))
+
+
 def collate_one(config: RunConfig, description: DatasetDescription) -> Batch:
     """A batch of one imagined sample, made by the policy's own processor. Real tensors."""
-    processor = load_policy(config.policy).build_processor(config.model, description, plain_statistics(description))
+    processor = imagined_processor(config, description)
     return processor.collate([imagine_sample(description, processor)])
 
 
@@ -104,6 +107,9 @@ def imagined_run(config: RunConfig, description: DatasetDescription, engine: Eng
         reader=nothing,
         processor=nothing,
         split=nothing,
+        dropped=nothing,
+        damaged=nothing,
+        places=nothing,
         training_windows=nothing,
         validation_windows=nothing,
         data_path="",

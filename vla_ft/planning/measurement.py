@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from vla_ft.config import RunConfig
 from vla_ft.data.sample import DatasetDescription
-from vla_ft.planning.imagined import collate_one, imagined_run, widen
+from vla_ft.planning.cached_parts import take_out_cached
+from vla_ft.planning.imagined import imagined_run, widen
 from vla_ft.policies.base import Batch
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
 from vla_ft.training.preparation import prepare_blocks, prepare_model
 from vla_ft.training.update import update
+
+if TYPE_CHECKING:
+    from vla_ft.training.trainer import Losses
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,11 @@ def measure_step(config: RunConfig, description: DatasetDescription, engine: Eng
     with torch.device("cpu" if engine.builds_real else "meta"):
         model = load_policy(config.policy).build_model(config.model, description)
         prepare_model(model, config)
-        prepare_blocks(model, config, engine.device)
+    sample, _ = take_out_cached(model, config, description, card=False)
+    prepare_blocks(model, config, engine.device)
     engine.wrap(model)
     del model
     run = imagined_run(config, description, engine)
-    sample = collate_one(config, description)
     batches = [widen(sample, config.batch.per_device) for _ in range(config.batch.accumulation)]
 
     def step() -> None:
@@ -56,6 +61,28 @@ def measure_step(config: RunConfig, description: DatasetDescription, engine: Eng
     step()
     engine.zero_grad()
     return measure(lambda: _held(run, engine, batches), step)
+
+
+class SecondUpdate:
+    """Watches a run on the CPU: measures its second update, by when the optimizer has its state.
+
+    A run of one update is not measured.
+    """
+
+    measured: int = 0
+    """Bytes that the allocator had given out at the fullest moment; 0 before that update."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def __call__(self, run: Run, engine: Engine, step: Callable[[], Losses]) -> Losses:
+        self._seen += 1
+        if self._seen != 2:
+            return step()
+        answers: list[Losses] = []
+        engine.zero_grad()  # as the update does first: what it frees must not be counted against what it takes
+        self.measured = measure(lambda: _held(run, engine, []), lambda: answers.append(step())).peak
+        return answers[0]
 
 
 def measure(states: Callable[[], Iterable[Tensor]], step: Callable[[], Any]) -> Measured:
@@ -73,7 +100,9 @@ def measure(states: Callable[[], Iterable[Tensor]], step: Callable[[], Any]) -> 
 def _held(run: Run, engine: Engine, batches: list[Batch]) -> Iterable[Tensor]:
     yield from engine.weights.values()
     yield from engine.model.buffers()
-    for entries in engine.optimizer.state.values():
+    # ZeRO's are the model's own beside its masters; shards are aliased by ``weights``.
+    yield from (parameter for parameter in engine.model.parameters() if not isinstance(parameter, DTensor))
+    for entries in (*engine.optimizer.state.values(), *engine.optimizer_state().values()):
         yield from (value for value in entries.values() if isinstance(value, Tensor) and value.dim() > 0)
     if run.state.ema is not None:
         yield from run.state.ema.average.values()

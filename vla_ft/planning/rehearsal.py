@@ -23,10 +23,10 @@ from torch.utils._pytree import tree_iter
 
 from vla_ft.config import RunConfig
 from vla_ft.data.sample import DatasetDescription
-from vla_ft.planning.allocation import CUDA_GRANULE, AllocationLog, Events, Kind, Phase
+from vla_ft.planning.allocation import AllocationLog, Events, Kind, Phase
+from vla_ft.planning.cached_parts import Caching, cacheable_parts, new_log, take_out_cached
 from vla_ft.planning.card_rules import card_rules
-from vla_ft.planning.imagined import collate_one, imagined_run, widen
-from vla_ft.planning.workspaces import card_workspace, cpu_workspace
+from vla_ft.planning.imagined import imagined_run, widen
 from vla_ft.policies.base import Batch, Model
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.engines import Engine
@@ -73,6 +73,14 @@ class Trace:
     compute: Compute
     card: bool
     """Whether a card's kernels were followed, or this CPU's."""
+    sample_bytes: int
+    """One sample as a batch brings it."""
+    caching: Caching | None
+    """What making the cache of frozen parts holds; None where nothing is cached."""
+    cacheable: tuple[str, ...]
+    """Frozen parts that are run in every step and whose features could be cached."""
+    declared: tuple[str, ...]
+    """Parts whose features could be cached once they were frozen."""
     seconds: float
 
     @property
@@ -91,12 +99,15 @@ def rehearse(
     ``build`` makes the model in place of the policy's package. Raises what the policy itself raises.
     """
     started = time.perf_counter()
-    sample = collate_one(config, description)
     config = traceable(config, compute, card)
-    log = AllocationLog(CUDA_GRANULE, card_workspace) if card else AllocationLog(workspace=cpu_workspace)
+    log = new_log(card)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        model = prepared(config, description, compute, build)
+        model = built(config, description, build)
+        sample, caching = take_out_cached(model, config, description, card=card)
+        declared = tuple(model.frozen_features()) if caching is None else ()
+        could = cacheable_parts(model, config, description) if caching is None else ()
+        finish(model, config, compute)
         engine = _Rehearsing(config, log, copies=card)
         engine.wrap(model)
         weights = tuple(_weights(model))
@@ -128,6 +139,10 @@ def rehearse(
         batch_size=config.batch.per_device,
         compute=compute,
         card=card,
+        sample_bytes=sum(value.numel() * value.element_size() for value in sample.values()),
+        caching=caching,
+        cacheable=could,
+        declared=declared,
         seconds=time.perf_counter() - started,
     )
 
@@ -182,16 +197,20 @@ def traceable(config: RunConfig, compute: Compute, card: bool) -> RunConfig:
     )
 
 
-def prepared(config: RunConfig, description: DatasetDescription, compute: Compute, build: Build | None = None) -> Model:
-    """The run's model with its adapters, frozen parts and types; under ``bf16`` every weight is a bfloat16."""
+def built(config: RunConfig, description: DatasetDescription, build: Build | None = None) -> Model:
+    """The run's model with its adapters, frozen parts and types."""
     with _conversions_in_place():
-        built = build() if build else load_policy(config.policy).build_model(config.model, description)
-        prepare_model(built, config)
-        prepare_blocks(built, config, torch.device("cpu"))
+        model = build() if build else load_policy(config.policy).build_model(config.model, description)
+        prepare_model(model, config)
+    return model
+
+
+def finish(model: Model, config: RunConfig, compute: Compute) -> None:
+    """What follows the caching of features: blocks computed again; under ``bf16`` every weight is a bfloat16."""
+    prepare_blocks(model, config, torch.device("cpu"))
     if compute == "bf16":
-        for parameter in built.parameters():
+        for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-    return built
 
 
 @contextlib.contextmanager

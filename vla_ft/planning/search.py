@@ -7,44 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from vla_ft.config import LoraConfig, RunConfig
+from vla_ft.config import FrozenFeaturesConfig, LoraConfig, RunConfig
+from vla_ft.errors import UserError
+from vla_ft.planning.batches import largest_batch
 from vla_ft.planning.cards import Target
-from vla_ft.planning.forecast import Forecast, Planner
+from vla_ft.planning.forecast import Planner
 from vla_ft.planning.margin import margin_bytes
-from vla_ft.planning.states import GIB
+from vla_ft.planning.options import Option, changes_maths, cost_of, setup_of, words_of
+from vla_ft.planning.states import GIB, states_of
 from vla_ft.training.compatibility import Setup, refusals
-
-LARGEST_BATCH = 4096
-"""Nobody asks for more samples at once."""
-
-ENGINE_COST = {"single": 0, "ddp": 0, "fsdp2": 2, "hsdp": 2, "zero1": 2, "zero2": 3, "zero3": 5}
-OFFLOAD_COST = {"none": 0, "optimizer": 8, "all": 12}
-CHECKPOINTING_COST = 4
-ROUNDING_COST = {"fp32": 0, "bf16": 1, "bf16_kahan": 3, "bf16_stochastic": 3}
-EIGHT_BIT_COST = 2
-KERNEL_COST = 1
-"""Order of preference, not seconds: a change that costs more work or traffic stands behind one that costs less."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """A setup, what has to be said to get it, and what it holds."""
-
-    config: RunConfig
-    overrides: tuple[str, ...]
-    changes_maths: bool
-    """Other rounding, moments in other precision, or another method altogether."""
-    cost: int
-    forecast: Forecast
-    method: str = ""
-    """What is trained otherwise, for an alternative; empty for the method that was asked for."""
-
-    @property
-    def line(self) -> str:
-        """The overrides, ready to paste."""
-        return " ".join(self.overrides)
 
 
 @dataclass(frozen=True)
@@ -61,6 +32,10 @@ class Plan:
     largest_batch: int
     """Of ``recommended``, per device; 0 without one."""
     traced: int
+    hopeless: int = 0
+    """Combinations left out: what they hold before the first sample is seen exceeds a card."""
+    refused: tuple[str, ...] = ()
+    """Why the compatibility table refuses what was asked; empty where it does not."""
 
 
 def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
@@ -69,37 +44,56 @@ def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
     Combinations that the compatibility table refuses are left out, and those that add a further change to one that
     fits already. Traces are shared between the rest. Other methods are looked at when the asked one does not fit.
     """
-    options = _options(config, planner, target)
+    options, hopeless = _options(config, planner, target)
     asked = next((option for option in options if not option.overrides), None)
     fitting = [option for option in options if option.forecast.fits(target)]
     recommended = asked if asked is not None and asked in fitting else next(iter(fitting), None)
-    alternatives = () if asked in fitting else tuple(_alternatives(config, planner, target))
+    alternatives = () if asked in fitting else tuple(_alternatives(config, planner, target, recommended))
     if recommended is None:
         recommended = _smaller_batch(config, planner, target, options)
     largest = largest_batch(recommended, planner, target) if recommended else 0
-    return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced)
+    refused = tuple(refusals(setup_of(config, target, planner)))
+    return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced, hopeless, refused)
 
 
-def _options(config: RunConfig, planner: Planner, target: Target) -> list[Option]:
-    """In order of preference."""
+def _options(config: RunConfig, planner: Planner, target: Target) -> tuple[list[Option], int]:
+    """In order of preference, and how many were left out because what they hold before the first sample exceeds a
+    card: they need no trace to be refused."""
     candidates = {}
-    for changes in _changes(config, target):
+    asked = setup_of(config, target, planner)
+    for changes in (*_changes(config, target), *_cached(config, planner, target)):
         changed = _apply(config, changes)
         setup = setup_of(changed, target, planner)
-        key = (setup, changed.activation_checkpointing)
+        key = (setup, changed.activation_checkpointing, changed.frozen_features)
         if key not in candidates and not refusals(setup):
-            words = _words(config, changed)
-            rank = (_changes_maths(config, changed), _cost(changed, setup) if words else -1)
+            words = words_of(config, changed)
+            rank = (changes_maths(asked, setup), cost_of(changed, setup) if words else -1)
             candidates[key] = (rank, words, changed, setup)
     options: list[Option] = []
-    for (changes_maths, cost), words, changed, setup in sorted(candidates.values(), key=lambda entry: entry[0]):
+    hopeless = 0
+    for (changed_maths, cost), words, changed, setup in sorted(candidates.values(), key=lambda entry: entry[0]):
         if any(o.overrides and set(o.overrides) < set(words) and o.forecast.fits(target) for o in options):
             continue
         if len(words) > 1 and options and not options[0].overrides and options[0].forecast.fits(target):
             continue
+        if words and _too_many_states(config, changed, setup, planner, target):
+            hopeless += 1
+            continue
         forecast = planner.forecast(changed, setup)
-        options.append(Option(changed, words, changes_maths, cost, forecast))
-    return options
+        options.append(Option(changed, words, changed_maths, cost, forecast))
+    return options, hopeless
+
+
+def _too_many_states(asked: RunConfig, changed: RunConfig, setup: Setup, planner: Planner, target: Target) -> bool:
+    """Whether weights, gradients, optimizer and average alone exceed a card: a lower bound, without a trace."""
+    if setup.offload == "all" or changed.frozen_features != asked.frozen_features:
+        return False
+    weights = planner.trace(asked, setup_of(asked, target, planner)).weights
+    held = states_of(weights, setup, ema=changed.ema is not None)
+    certain = held.weights  # gradients are not there in the forward pass, nor is the optimizer when it is offloaded
+    if setup.offload == "none":
+        certain += held.optimizer + held.average + held.gradients
+    return certain + margin_bytes(setup, certain) > target.memory_gib * GIB
 
 
 def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
@@ -122,9 +116,25 @@ def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
                         }  # fmt: skip
 
 
+def _cached(config: RunConfig, planner: Planner, target: Target) -> Iterator[dict[str, Any]]:
+    """What is frozen anyway is run once over the data instead of in every step: the maths stays."""
+    if config.frozen_features is not None:
+        return
+    parts = planner.trace(config, setup_of(config, target, planner)).cacheable
+    if not parts:
+        return
+    for engine in dict.fromkeys((config.engine, "fsdp2")):
+        for recompute in dict.fromkeys((config.activation_checkpointing, True)):
+            yield {
+                "engine": engine, "precision": config.precision, "optimizer": config.optimizer.name,
+                "activation_checkpointing": recompute, "frozen_features": FrozenFeaturesConfig(parts=parts),
+            }  # fmt: skip
+
+
 def _apply(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     if not changes:
         return config
+    changes = dict(changes)
     name = changes.pop("optimizer")
     # The forecast of an alternative takes the kernel that holds no copies.
     kernel = (
@@ -146,85 +156,44 @@ def _apply(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     )
 
 
-def setup_of(config: RunConfig, target: Target, planner: Planner) -> Setup:
-    """The setup of ``config`` on the target's cards."""
-    local = min(target.cards, planner.local or target.cards)
-    return Setup.of(config, target.cards, local)
-
-
-_FIELDS = ("engine", "precision", "frozen_dtype", "offload", "activation_checkpointing", "shard_group")
-
-
-def _words(asked: RunConfig, changed: RunConfig) -> tuple[str, ...]:
-    """Overrides that lead from one to the other."""
-    words = []
-    for name in _FIELDS:
-        old, new = getattr(asked, name), getattr(changed, name)
-        if old != new and not (name == "engine" and _same_engine(old, new, asked)):
-            words.append(f"{name}={_text(new)}")
-    for name in ("name", "kernel"):
-        if getattr(asked.optimizer, name) != getattr(changed.optimizer, name):
-            words.append(f"optimizer.{name}={getattr(changed.optimizer, name)}")
-    for name in ("per_device", "accumulation"):
-        if getattr(asked.batch, name) != getattr(changed.batch, name):
-            words.append(f"batch.{name}={getattr(changed.batch, name)}")
-    if asked.freeze != changed.freeze:
-        words.append(f"freeze=[{','.join(changed.freeze)}]")
-    for part, lora in changed.lora.items():
-        if part not in asked.lora:
-            words.append(f"lora.{part}.rank={lora.rank}")
-    return tuple(words)
-
-
-def _same_engine(old: str, new: str, config: RunConfig) -> bool:
-    return old == "auto" and new in ("single", "ddp")
-
-
-def _text(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not isinstance(value, str) else value
-
-
-def _changes_maths(asked: RunConfig, changed: RunConfig) -> bool:
-    return (asked.precision, asked.optimizer.name) != (changed.precision, changed.optimizer.name)
-
-
-def _cost(config: RunConfig, setup: Setup) -> int:
-    return (
-        ENGINE_COST[setup.engine]
-        + OFFLOAD_COST[setup.offload]
-        + CHECKPOINTING_COST * config.activation_checkpointing
-        + ROUNDING_COST[setup.precision]
-        + EIGHT_BIT_COST * (setup.optimizer == "adamw8bit")
-        + KERNEL_COST * (setup.kernel == "foreach")
-    )
-
-
-def _alternatives(config: RunConfig, planner: Planner, target: Target) -> Iterator[Option]:
-    """Training less: each named part frozen, or under adapters. They change the method and are never recommended."""
+def _alternatives(config: RunConfig, planner: Planner, target: Target, best: Option | None) -> Iterator[Option]:
+    """Training less: each named part frozen, its features cached where they can be, or under adapters. They change
+    the method and are never recommended."""
     trained = _trained_by_part(config, planner, target)
+    cached = planner.trace(config, setup_of(config, target, planner)).declared
     for part, count in trained.items():
         if count == 0 or len([c for c in trained.values() if c]) < 2:
             continue
-        yield from _alternative(config, planner, target, f"{part} frozen", freeze=(*config.freeze, part))
+        freeze: dict[str, Any] = {"freeze": (*config.freeze, part)}
+        yield from _alternative(config, planner, target, best, f"{part} frozen", **freeze)
+        if part in cached and config.frozen_features is None:
+            features = FrozenFeaturesConfig(parts=(part,))
+            method = f"{part} frozen, features cached"
+            yield from _alternative(config, planner, target, best, method, **freeze, frozen_features=features)
     largest = max(trained, key=lambda part: trained[part], default=None)
     if largest is not None and trained[largest] and not config.lora and _has_linear(planner, largest, config, target):
         adapters = {largest: LoraConfig()}
-        yield from _alternative(config, planner, target, f"{largest} under LoRA", lora=adapters)
+        yield from _alternative(config, planner, target, best, f"{largest} under LoRA", lora=adapters)
 
 
-def _alternative(config: RunConfig, planner: Planner, target: Target, method: str, **changes: Any) -> Iterator[Option]:
-    """The first of a few ways of one method that fits, or the smallest that does not."""
-    ways: list[dict[str, Any]] = [{}, {"activation_checkpointing": True}]
-    if target.cards > 1:
-        ways = [{}, {"engine": "fsdp2"}, {"engine": "fsdp2", "activation_checkpointing": True}]
-    found: list[Option] = []
+def _alternative(
+    config: RunConfig, planner: Planner, target: Target, best: Option | None, method: str, **changes: Any
+) -> Iterator[Option]:
+    """A method on the engine and with the recomputation of the best option of the asked one: one trace each."""
+    engine = best.config.engine if best else ("fsdp2" if target.cards > 1 else config.engine)
+    recompute = best.config.activation_checkpointing if best else True
+    ways: list[dict[str, Any]] = [{"engine": engine}, {}]
     for way in ways:
-        changed = dataclasses.replace(config, **changes, **way)
+        changed = dataclasses.replace(config, activation_checkpointing=recompute, **changes, **way)
         setup = setup_of(changed, target, planner)
-        if not refusals(setup) and not (found and found[-1].forecast.fits(target)):
+        if refusals(setup):
+            continue
+        try:
             forecast = planner.forecast(changed, setup)
-            found.append(Option(changed, _words(config, changed), True, _cost(changed, setup), forecast, method))
-    yield from sorted(found, key=lambda option: (not option.forecast.fits(target), option.forecast.needed))[:1]
+        except UserError:
+            return  # a part that cannot be cached after all
+        yield Option(changed, words_of(config, changed), True, cost_of(changed, setup), forecast, method)
+        return
 
 
 def _trained_by_part(config: RunConfig, planner: Planner, target: Target) -> dict[str, int]:
@@ -253,44 +222,6 @@ def _smaller_batch(config: RunConfig, planner: Planner, target: Target, options:
         forecast = planner.forecast(changed, option.forecast.setup)
         if forecast.fits(target):
             return dataclasses.replace(
-                option, config=changed, overrides=_words(config, changed), forecast=forecast, cost=option.cost + 1
+                option, config=changed, overrides=words_of(config, changed), forecast=forecast, cost=option.cost + 1
             )
     return None
-
-
-def largest_batch(option: Option, planner: Planner, target: Target) -> int:
-    """The most samples per device that fit, verified by a trace; 0 when not even one does.
-
-    Every allocation of a step is affine in the batch, so two traces give the line of every moment.
-    """
-    first = option.config.batch.per_device
-    second = max(1, first // 2) if first > 1 else 2
-    low, high = sorted((first, second))
-    one, two = (planner.moments(_with_batch(option.config, size), option.forecast.setup) for size in (low, high))
-    room = (target.memory_gib * GIB - margin_bytes(option.forecast.setup, 0)) / _margin_growth(option)
-    size = _solve(one.total, two.total, low, high, room)
-    while size > 0 and not planner.forecast(_with_batch(option.config, size), option.forecast.setup).fits(target):
-        size = min(size - 1, int(size * 0.98))
-    return size
-
-
-def _margin_growth(option: Option) -> float:
-    """Bytes needed for each allocated byte, the part of the margin that grows with it included."""
-    setup = option.forecast.setup
-    return 1 + (margin_bytes(setup, GIB) - margin_bytes(setup, 0)) / GIB
-
-
-def _solve(one: np.ndarray, two: np.ndarray, low: int, high: int, room: float) -> int:
-    if len(one) != len(two):  # other kernels at another size: the peaks alone
-        one, two = np.array([one.max()]), np.array([two.max()])
-    slope = (two - one) / (high - low)
-    start = one - slope * low
-    if (start > room).any():
-        return 0
-    growing = slope > 0
-    limit = ((room - start[growing]) / slope[growing]).min() if growing.any() else float(LARGEST_BATCH)
-    return int(min(LARGEST_BATCH, max(0, np.floor(limit))))
-
-
-def _with_batch(config: RunConfig, size: int) -> RunConfig:
-    return dataclasses.replace(config, batch=dataclasses.replace(config.batch, per_device=size))

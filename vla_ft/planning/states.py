@@ -74,7 +74,8 @@ def bytes_of_number(setup: Setup, *, trained: bool, ema: bool, small: bool = Fal
     master = 4 if setup.engine in ZERO else 0  # beside the weights that compute
     lost = 2 if setup.precision == "bf16_kahan" else 0
     held = 2 if half or zero_half else 4
-    return Bytes(held, held, moments + master + lost, 4 if ema else 0)
+    summed = 4 if setup.engine in ("zero2", "zero3") else held  # in float32 whatever the weights are
+    return Bytes(held, summed, moments + master + lost, 4 if ema else 0)
 
 
 def states(trained: int, frozen: int, setup: Setup, *, ema: bool = False) -> Bytes:

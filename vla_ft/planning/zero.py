@@ -1,11 +1,12 @@
-"""DeepSpeed's ZeRO: flat weights, a float32 master copy in the optimizer's share, buckets that gradients go through.
+"""DeepSpeed's ZeRO: flat weights, float32 masters in shares, buckets that gradients go through.
 
-Read off DeepSpeed 0.19.8 (``stage_1_and_2.py``, ``stage3.py``).
+Sizes are those that the engine sets (``vla_ft.training.engines.zero_settings``), read off DeepSpeed 0.19.8
+(``stage_1_and_2.py``, ``stage3.py``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,63 +15,67 @@ from vla_ft.planning.overlay import Moments, plain
 from vla_ft.planning.rehearsal import Trace
 from vla_ft.planning.states import Bytes
 from vla_ft.training.compatibility import Setup
+from vla_ft.training.engines.zero_settings import REDUCE_BUCKET, SUB_GROUP, bucket, state_bytes
+
+BUCKET_BYTES = 8.0
+"""Of an element in the bucket while it is averaged: filled and flattened in the compute type, and in bfloat16 a float32
+copy on its way (``allreduce_bucket``)."""
+ADAM_LOOP = 8
+"""Bytes an element that torch's loop over tensors holds: the root of the second moment and its quotient."""
 
 
-@dataclass(frozen=True)
-class Buckets:
-    """Sizes in numbers, DeepSpeed's defaults."""
-
-    reduce: int = 500_000_000
-    """A buffer of this size is allocated whole for the backward pass."""
-    prefetch: int = 50_000_000
-    live: int = 1_000_000_000
-    """Stage 3 keeps up to so many weights gathered, as long as they are needed again soon."""
-    group: int = 1_000_000_000
-    """Stage 3 steps so many at once."""
-
-
-BUCKETS = Buckets()
-
-
-def overlay_zero(trace: Trace, setup: Setup, held: Bytes, buckets: Buckets = BUCKETS) -> Moments:
-    """Weights, master copy and moments by stage; the bucket while gradients flow; float32 gradients in the step."""
+def overlay_zero(trace: Trace, setup: Setup, held: Bytes) -> Moments:
+    """Weights, masters and moments by stage; the bucket while gradients flow; what the step holds of a flat master."""
     stage = int(setup.engine[-1])
-    compute = 4 if setup.precision == "fp32" else 2
-    trained = trace.parameters[0]
-    share = trained / setup.world_size
+    trained, frozen = trace.parameters
+    kinds = state_bytes(stage, setup.world_size, setup.precision, setup.offload, trained, frozen)
     base = plain(trace, setup, held, Kind.GRADIENT)
-    backward, update = base.phase == Phase.BACKWARD, base.phase == Phase.UPDATE
-    bucket = float(buckets.reduce * compute)
+    step = base.phase == Phase.STEP
+    largest = max((weight.count for weight in trace.weights if weight.trained), default=0)
+    flowing = base.phase == Phase.BACKWARD
+    if stage == 1:  # whole gradients wait for the end of the backward pass and then go through the bucket
+        flowing = flowing | (base.phase == Phase.UPDATE)
+    buffers = np.where(flowing, BUCKET_BYTES * bucket(REDUCE_BUCKET, trained, largest), 0.0)
     if stage == 3:
-        gathered = compute * float(min(sum(trace.parameters), buckets.live + buckets.prefetch))
-        buffers = np.where(base.phase == Phase.STEP, 0.0, gathered) + bucket
-        gradients = np.full(len(base.phase), share * compute)
-    elif stage == 2:
-        # A gradient is copied into the bucket and let go; this process's own part is kept from the first bucket on.
-        buffers = np.where(backward, bucket, 0.0)
-        gradients = np.where(backward | update, share * compute, 0.0)
-    else:
-        # Whole gradients wait for the end of the backward pass and then go through the bucket.
-        buffers = np.where(backward | update, bucket, 0.0)
-        gradients = base.gradients + np.where(update, share * compute, 0.0)
-    step = _step_bytes(stage, share, compute, buckets)
-    gradients[-1], base.temporaries[-1] = share * compute, step
-    found = replace(base, gradients=gradients, buffers=buffers)
-    return _offloaded(found, setup, share, compute) if setup.offload != "none" else found
+        buffers = buffers + np.where(step, 0.0, kinds["gathered"])
+    gradients = _gradients(stage, base, kinds["gradients"], setup, trained)
+    temporaries = np.where(step, kinds["step"] + _stepped(trace, setup, stage), base.temporaries)
+    found = replace(base, gradients=gradients, buffers=buffers, temporaries=temporaries)
+    return _offloaded(found, setup) if setup.offload != "none" else found
 
 
-def _step_bytes(stage: int, share: float, compute: int, buckets: Buckets) -> float:
-    """The flattened share in the compute type and again in float32; stage 3 goes group by group."""
-    count = min(share, buckets.group) if stage == 3 else share
-    return count * (4 if stage == 3 else compute + (4 if compute == 2 else 0))
+def _gradients(stage: int, base: Moments, whole: float, setup: Setup, trained: int) -> np.ndarray:
+    """Bytes of gradients at each moment; ``whole`` at the end of the backward pass."""
+    if stage == 3:  # one flat buffer from the start on
+        return np.full(len(base.phase), whole)
+    first = int(np.argmax(base.phase == Phase.BACKWARD))
+    if stage == 2:  # this process's share, from the first bucket that is averaged on
+        found = np.where(np.arange(len(base.phase)) >= first, whole, 0.0)
+        # In float32 the sum over earlier micro-batches lies beside the share of the one in hand.
+        again = setup.accumulation > 1 and setup.precision == "fp32"
+        return found * np.where(again & (base.phase == Phase.BACKWARD), 2.0, 1.0)
+    # Whole ones until the step lets go of what other processes step.
+    share = trained / setup.world_size * (2 if setup.precision == "bf16" else 4)
+    return np.select([base.phase == Phase.UPDATE, base.phase == Phase.STEP], [whole, share], base.gradients)
 
 
-def _offloaded(found: Moments, setup: Setup, share: float, compute: int) -> Moments:
-    """Master copy and moments wait on the host and the step runs there; with ``all`` the shards of stage 3 as well."""
+def _stepped(trace: Trace, setup: Setup, stage: int) -> float:
+    """What torch's AdamW holds while it steps a flat master; each part of the model, in stage 3 sub-group, has one."""
+    kernel = ("fused" if trace.card else "loop") if setup.kernel == "auto" else setup.kernel
+    if kernel == "fused" or setup.offload != "none":
+        return 0.0
+    parts: dict[str, int] = {}
+    for weight in trace.weights:
+        parts[weight.part] = parts.get(weight.part, 0) + weight.count * weight.trained
+    share = max(parts.values(), default=0) / setup.world_size
+    return ADAM_LOOP * (min(share, SUB_GROUP) if stage == 3 else share)
+
+
+def _offloaded(found: Moments, setup: Setup) -> Moments:
+    """Masters and moments wait on the host and the step runs there; with ``all`` the shares of stage 3 as well."""
     columns = dict(vars(found))
     columns["optimizer"] = np.zeros_like(found.optimizer)
-    columns["temporaries"] = np.where(found.phase == Phase.STEP, 0.0, found.temporaries)
-    columns["gradients"] = np.where(found.phase == Phase.STEP, 0.0, found.gradients)
+    columns["average"] = np.zeros_like(found.average)
     if setup.offload == "all":
         columns["weights"] = np.zeros_like(found.weights)
     return Moments(**columns)

@@ -17,7 +17,8 @@ from vla_ft.data.windows import WindowSpec
 
 Batch = dict[str, Tensor]
 """Tensors with the batch dimension first, ready for the model. Keys are the policy's own, but for two that every batch
-has: ``action`` float [B, horizon, A], normalised, and ``action_pad_mask`` bool [B, horizon], True where real."""
+has: ``action`` float [B, horizon, A], normalised, and ``action_pad_mask`` bool [B, horizon], True where real. Batches
+of a mixture carry ``dataset`` int64 [B] as well: the place of each sample's dataset among the statistics' parts."""
 
 
 FEATURE_PREFIX = "feature_"
@@ -105,8 +106,8 @@ class Processor(ABC):
         """Normalise and stack samples."""
 
     @abstractmethod
-    def unnormalize(self, actions: Tensor) -> np.ndarray:
-        """Normalised [..., horizon, A] to robot units, float32."""
+    def unnormalize(self, actions: Tensor, dataset: Tensor | None = None) -> np.ndarray:
+        """Normalised [B, horizon, A] to robot units, float32. ``dataset``: the batch's, which a mixture needs."""
 
 
 def count_parameters(groups: dict[str, list[tuple[str, nn.Parameter]]]) -> Iterator[tuple[str, int, int]]:

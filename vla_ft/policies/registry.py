@@ -17,7 +17,11 @@ POLICIES = {"act": "vla_ft.policies.act"}
 
 
 class PolicyPackage(Protocol):
-    """What a policy's package exports."""
+    """What a policy's package exports.
+
+    It may export ``suggest(description, statistics) -> dict`` as well: model settings for a dataset, which
+    ``vla-ft recipe from-data`` writes into a recipe.
+    """
 
     Config: type
     """A dataclass, checked by ``vla_ft.config``; it is the ``policy`` section's ``model`` part of a recipe."""

@@ -7,20 +7,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from vla_ft.checkpoints import STATISTICS
 from vla_ft.config import RunConfig
+from vla_ft.data.augmentation import find_augmentation
+from vla_ft.data.damaged import Damaged, find_damaged, without_damaged
 from vla_ft.data.feature_store import CachedFeatures
 from vla_ft.data.formats.base import EpisodeReader
-from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.loading import Loader, build_loader, build_validation_loader
+from vla_ft.data.mixture import Dropped, MixtureReader, mixture_order, mixture_statistics, split_parts
 from vla_ft.data.mock import write_mock
-from vla_ft.data.order import BatchPlan, shuffled
-from vla_ft.data.split import EpisodeSplit, split_episodes
+from vla_ft.data.order import BatchPlan, ShuffledOrder
+from vla_ft.data.split import EpisodeSplit
 from vla_ft.data.statistics import DatasetStatistics, cached_statistics, check_finite
-from vla_ft.data.windows import WindowIndex
+from vla_ft.data.windows import TrainingPlaces, WindowIndex
 from vla_ft.policies.base import Batch, Model, Processor
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.averages import Ema
@@ -30,6 +31,7 @@ from vla_ft.training.frozen_features import Cached, cache_features
 from vla_ft.training.preparation import prepare_blocks, prepare_model
 from vla_ft.training.randomness import seed_everything
 from vla_ft.training.state import TrainingState
+from vla_ft.weights.datasets import local_dataset
 from vla_ft.weights.places import resolve
 
 MOCK = "mock"
@@ -44,6 +46,10 @@ class Run:
     reader: EpisodeReader
     processor: Processor
     split: EpisodeSplit
+    dropped: Dropped
+    damaged: Damaged
+    places: TrainingPlaces
+    """Where each global position lies; its length is that of an epoch."""
     training_windows: WindowIndex
     validation_windows: WindowIndex
     data_path: str
@@ -65,7 +71,19 @@ def assemble(
     # A name that was not fetched is told before the data is read.
     published = str(resolve(config.init.path)) if start is None and config.init.path is not None else None
     reader, path = _open(config, engine)
-    split = split_episodes(len(reader.lengths), fraction=config.data.validation_fraction, seed=config.seed)
+    data = config.data
+    damaged = Damaged()
+    if data.on_damage == "skip":  # one process looks: all must leave out the same
+        whole = reader
+        damaged = on_main(engine, lambda: find_damaged(whole))
+        reader = without_damaged(whole, damaged)
+    # One process looks for instructions; the others get what it found.
+    split, dropped = on_main(
+        engine,
+        lambda: split_parts(
+            reader, fraction=data.validation_fraction, seed=config.seed, drop_unlabeled=data.drops_unlabeled
+        ),
+    )
     # One process reads the columns of the whole set; the others get its numbers, or its error.
     statistics = on_main(engine, lambda: _statistics(config, reader, split))
 
@@ -78,13 +96,18 @@ def assemble(
         statistics=statistics,
         ema=Ema({name: engine.weights[name] for name in engine.trained}, config.ema) if config.ema else None,
         left_out=cached.left_out,
+        damaged=damaged.numbers,
     )
+    places = _places(config, reader, split)
     return Run(
         state=state,
         reader=reader,
         processor=cached.processor,
         split=split,
-        training_windows=WindowIndex(reader.lengths, split.training),
+        dropped=dropped,
+        damaged=damaged,
+        places=places,
+        training_windows=places.index,
         validation_windows=WindowIndex(reader.lengths, split.validation),
         data_path=path,
         global_batch=config.batch.per_device * config.batch.accumulation * engine.world_size,
@@ -145,6 +168,8 @@ def training_batches(run: Run, engine: Engine) -> Iterator[Batch]:
         run.processor,
         plan,
         seed=config.seed,
+        places=run.places,
+        augmentation=find_augmentation(config.data.augmentation, config.seed),
         start=run.state.position,
         workers=config.data.workers,
         pin_memory=engine.device.type == "cuda",
@@ -173,8 +198,14 @@ def held_out_loader(run: Run, engine: Engine) -> Loader | None:
 
 def places_of(run: Run, positions: Sequence[int]) -> list[tuple[int, int]]:
     """(episode, step) of global positions in the training order."""
-    windows = shuffled(np.asarray(positions), len(run.training_windows), run.state.config.seed)
-    return [run.training_windows.locate(int(window)) for window in windows]
+    return run.places.at(positions)
+
+
+def _places(config: RunConfig, reader: EpisodeReader, split: EpisodeSplit) -> TrainingPlaces:
+    index = WindowIndex(reader.lengths, split.training, config.data.steps_per_episode, config.seed)
+    if isinstance(reader, MixtureReader):
+        return TrainingPlaces(index, mixture_order(reader, index, config.seed))
+    return TrainingPlaces(index, ShuffledOrder(len(index), config.seed))
 
 
 def _statistics(config: RunConfig, reader: EpisodeReader, split: EpisodeSplit) -> DatasetStatistics:
@@ -182,12 +213,16 @@ def _statistics(config: RunConfig, reader: EpisodeReader, split: EpisodeSplit) -
     check_finite(reader, split.validation)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    return cached_statistics(reader, split.training, folder / STATISTICS)
+    if not isinstance(reader, MixtureReader):
+        return cached_statistics(reader, split.training, folder / STATISTICS)
+    statistics = mixture_statistics(reader, split.training, folder)
+    statistics.save(folder / STATISTICS)
+    return statistics
 
 
 def _open(config: RunConfig, engine: Engine) -> tuple[EpisodeReader, str]:
     data = config.data
-    path = data.path
+    path = str(local_dataset(data.path))
     if path == MOCK:
         path = str(on_main(engine, lambda: write_mock(Path(config.output), data.mock)))
-    return open_dataset(path, format=data.format, cameras=data.cameras, **data.reader_options()), path
+    return data.open(path), path

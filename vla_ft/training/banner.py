@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from vla_ft.config import RunConfig
+from vla_ft.data.augmentation import describe
+from vla_ft.data.mixture import MixtureReader
+from vla_ft.data.order import MixtureOrder
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
 from vla_ft.training.engines.pieces import QUANTIZATION_BLOCK
+from vla_ft.training.resume import NOT_EXACT
 from vla_ft.training.rounding import SMALLEST
 
 _PRECISIONS = {
@@ -21,32 +27,35 @@ _PRECISIONS = {
 }
 
 
-def print_banner(console: Console, run: Run, engine: Engine, resumed: str) -> None:
+def print_banner(console: Console, run: Run, engine: Engine, start: Sequence[str]) -> None:
     """Print what will be trained on what, and how."""
     table = Table(title=f"vla-ft train · {run.state.config.policy}", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    job = _job(run, engine, resumed)
+    job = _job(run, engine, start)
     method = _method(run, engine) | _memory(run, engine)
     for name, value in (job | _data(run) | method | _cadence(run) | _model(run) | _parameters(run, engine)).items():
         table.add_row(name, value)
     console.print(table)
 
 
-def _job(run: Run, engine: Engine, resumed: str) -> dict[str, str]:
+def _job(run: Run, engine: Engine, start: Sequence[str]) -> dict[str, str]:
     config = run.state.config
     return {
         "recipe": config.recipe,
         "output": config.output,
-        "start": resumed,
+        "start": "; ".join(start),
         "weights": run.weights,
         "device": f"{engine.device.type}, {engine.world_size} process(es), {torch.get_num_threads()} threads",
         "engine": engine.describe(),
-        "resume": _exactness(run, engine),
+        "resume": _exactness(run, engine, start),
     }
 
 
-def _exactness(run: Run, engine: Engine) -> str:
+def _exactness(run: Run, engine: Engine, notes: Sequence[str]) -> str:
+    """What a later resume promises; where this one continues otherwise, ``start`` says how."""
+    if any(NOT_EXACT in note for note in notes):
+        return "from here on " + _exactness(run, engine, ())
     if engine.device.type == "cpu":
         return "bit-exact on this CPU with the same number of processes and threads"
     if run.state.config.deterministic:
@@ -58,20 +67,42 @@ def _data(run: Run) -> dict[str, str]:
     about, data = run.state.description, run.state.config.data
     cameras = ", ".join(f"{name} {height}x{width}" for name, (height, width) in about.cameras.items())
     constant = {
-        feature: run.state.statistics[feature].constant
-        for feature in run.state.statistics.features
-        if run.state.statistics[feature].constant
+        f"{name} {feature}".strip(): statistics.constant
+        for name, part in run.state.statistics.each().items()
+        for feature, statistics in part.features.items()
+        if statistics.constant
     }
     return {
-        "data": f"{about.name} ({run.data_path}), {about.fps:g} Hz",
+        "data": f"{about.name} ({run.data_path}), " + (f"{about.fps:g} Hz" if about.fps else "several rates"),
+        **_mix(run),
         "episodes": f"{len(run.split.training)} training, {len(run.split.validation)} held out "
-        f"(seed {run.state.config.seed})",
+        f"(seed {run.state.config.seed})" + (f"; {run.dropped}" if data.drops_unlabeled else ""),
+        "damaged": _damaged(run),
         "windows": f"{len(run.training_windows):,} training, {len(run.validation_windows):,} held out",
         "cameras": cameras or "none",
         "action": f"{about.action_dim} dimensions, {about.action_kind}, {about.action_mode}",
         "proprio": f"{about.proprio_dim} dimensions",
         "constant": "; ".join(f"{f}: {', '.join(names)}" for f, names in constant.items()) or "no constant dimensions",
+        "augmentation": describe(data.augmentation),
         "workers": f"{data.workers} per process",
+    }
+
+
+def _damaged(run: Run) -> str:
+    if run.state.config.data.on_damage == "error":
+        return "an error (data.on_damage)"
+    return f"{run.damaged}" + ("; reasons in data.json" if run.damaged.episodes else "")
+
+
+def _mix(run: Run) -> dict[str, str]:
+    """The exact share of every dataset of a mixture."""
+    order = run.places.order
+    if not isinstance(run.reader, MixtureReader) or not isinstance(order, MixtureOrder):
+        return {}
+    shares = zip(run.reader.parts, order.quotas, order.sizes, strict=True)
+    return {
+        "mix": "; ".join(f"{name} {100 * quota / len(order):.2f} % ({size:,} windows)" for name, quota, size in shares),
+        "epoch": f"{len(order):,} samples",
     }
 
 
@@ -83,7 +114,7 @@ def _method(run: Run, engine: Engine) -> dict[str, str]:
     )
     clip = f", clip {optimizer.clip_grad_norm:g}" if optimizer.clip_grad_norm else ", no clipping"
     ema = f"decay {config.ema.decay:g} from step {config.ema.start_step}" if config.ema else "off"
-    epochs = config.steps * run.global_batch / max(1, len(run.training_windows))
+    epochs = config.steps * run.global_batch / max(1, len(run.places))
     return {
         "batch": f"{run.global_batch} = {batch.per_device} per device x {batch.accumulation} accumulated "
         f"x {engine.world_size} process(es)",
@@ -139,10 +170,16 @@ def _cadence(run: Run) -> dict[str, str]:
     return {
         "every": every + " steps",
         "tracking": f"metrics.jsonl, TensorBoard, W&B {config.logging.wandb}",
-        "frozen": ", ".join(config.freeze) or "nothing",
+        "frozen": frozen_parts(config),
         "frozen features": run.features_note,
         "seed": f"{config.seed}" + (", deterministic kernels" if config.deterministic else ""),
     }
+
+
+def frozen_parts(config: RunConfig) -> str:
+    """What is not trained, in words: the parts of ``freeze``, and the own weights of parts with adapters."""
+    adapted = [f"{part}'s own weights, under adapters" for part in config.lora]
+    return "; ".join([*filter(None, [", ".join(config.freeze)]), *adapted]) or "nothing"
 
 
 def _model(run: Run) -> dict[str, str]:

@@ -83,7 +83,12 @@ class CheckpointStore:
         later = [other for other in self.complete() if other.name > path.name]
         if later:
             replace_text(self.folder / LATEST, path.name)
-        return [other.rename(other.with_name(f"{_ASIDE}{other.name}")) for other in later]
+        return [other.rename(self._aside(other)) for other in later]
+
+    def _aside(self, path: Path) -> Path:
+        """A free name for a checkpoint that is set aside: an earlier rewind may have taken the first."""
+        names = (f"{_ASIDE}{path.name}", *(f"{_ASIDE}{path.name}.{number}" for number in range(2, 1000)))
+        return next(other for name in names if not (other := path.with_name(name)).exists())
 
     def complete(self) -> list[Path]:
         """Checkpoint folders, oldest first; their hashes are not looked at."""

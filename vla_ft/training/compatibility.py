@@ -35,6 +35,10 @@ class Setup:
     adapters: bool
     asked_shard_group: int | None
     """As given; ``shard_group`` is what it comes to."""
+    accumulation: int = 1
+    """Micro-batches of an update."""
+    cached: str = ""
+    """Parts whose features are to be cached, with commas."""
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int, local_world_size: int) -> Setup:
@@ -54,6 +58,8 @@ class Setup:
             frozen=bool(config.freeze or config.lora),
             adapters=bool(config.lora),
             asked_shard_group=config.shard_group,
+            accumulation=config.batch.accumulation,
+            cached=",".join(config.frozen_features.parts) if config.frozen_features else "",
         )
 
 
@@ -112,6 +118,11 @@ RULES: tuple[Rule, ...] = (
         "engine=fsdp2 or precision=fp32.",
     ),
     Rule(
+        lambda s: s.engine == "zero1" and s.precision == "bf16" and s.offload == "none" and s.accumulation > 1,
+        "engine=zero1 with precision=bf16 sums the gradients of batch.accumulation={accumulation} micro-batches in "
+        "bfloat16. Set engine=zero2, which sums them in float32, or batch.accumulation=1.",
+    ),
+    Rule(
         lambda s: s.engine == "zero3" and s.compile,
         "engine=zero3 gathers weights in hooks that torch.compile breaks. Set compile=false, or engine=fsdp2.",
     ),
@@ -142,6 +153,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         lambda s: s.precision == "fp32" and s.frozen_dtype == "bf16",
         "frozen_dtype=bf16 under precision=fp32 would compute in two types. Set precision=bf16, or frozen_dtype=fp32.",
+    ),
+    Rule(  # which weights a part has is known later: `frozen_parts.cacheable` asks the model
+        lambda s: bool(s.cached) and not s.frozen,
+        "frozen_features.parts=[{cached}] is for parts that are not trained, and nothing is frozen. Freeze them with "
+        "freeze=[{cached}], or set frozen_features=null.",
     ),
 )  # fmt: skip
 

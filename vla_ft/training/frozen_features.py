@@ -20,6 +20,7 @@ from vla_ft.config import FrozenFeaturesConfig, RunConfig
 from vla_ft.data.feature_store import CachedFeatures, Feature, FeatureFolder, FeatureStore, Layout
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.loading import Loader, build_scan
+from vla_ft.data.sample import IMAGE_PREFIX
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch, FrozenFeatures, Model, Processor
 from vla_ft.policies.frozen_parts import cacheable, compute_rows, leave_out, refuse_random, replaced_inputs
@@ -61,7 +62,9 @@ def cache_features(
     wanted = config.frozen_features
     if wanted is None:
         return Cached(None, processor, {}, "off")
-    parts = cacheable(model, wanted.parts, processor.random_keys)
+    # Augmentation draws every image anew, before any processor sees it.
+    drawn = [key for key in processor.keys if key.startswith(IMAGE_PREFIX)] if config.data.augmented else []
+    parts = cacheable(model, wanted.parts, (*processor.random_keys, *drawn))
     root = Path(wanted.path) if wanted.path is not None else Path(config.output) / "features"
     stores, notes = [], []
     for part, declared in parts.items():
@@ -182,15 +185,31 @@ class _Job:
         """Compute the missing shards, each process its share, and write the manifest."""
         engine, started = self.engine, time.monotonic()
         missing = on_main(engine, lambda: self.folder.missing(layout))
-        mine = missing[engine.rank :: engine.world_size]
         if engine.is_main:
             self.say(
                 f"features of {self.part}: computing {len(missing)} of {layout.shards} shards, {layout.rows:,} rows, "
                 f"{layout.bytes / 2**30:.2f} GiB, into {self.folder.folder}"
             )
-        said = started
         if missing:
-            spread_weights(self.model.get_submodule(self.declared.module), engine)
+            self._compute(missing, layout)
+        own = range(engine.rank, layout.shards, engine.world_size)
+        unseen = self.folder.missing(layout)
+        engine.agree(
+            f"{self.folder.shard(unseen[0])} was written by another process and is not here. Processes on several "
+            "machines share the work: set frozen_features.path to a disk that all of them see."
+            if unseen
+            else None
+        )
+        described = engine.gather({self.folder.shard(n).name: self.folder.describe(n) for n in own})
+        on_main(engine, lambda: self._finish({name: value for part in described for name, value in part.items()}))
+        how = "made" if len(missing) == layout.shards else f"completed ({len(missing)} of {layout.shards} shards)"
+        self._describe(f"{how} in {time.monotonic() - started:.0f} s", layout)
+
+    def _compute(self, missing: Sequence[int], layout: Layout) -> None:
+        """Run the part over the rows of missing shards, each process its share."""
+        engine, said = self.engine, time.monotonic()
+        started, mine = said, missing[engine.rank :: engine.world_size]
+        spread_weights(self.model.get_submodule(self.declared.module), engine)
         with (
             self._on_device(),
             closing(self._scan([rows for number in mine for rows in layout.batches_of(number)])) as loader,
@@ -204,18 +223,6 @@ class _Job:
                     said = time.monotonic()
                     done = min(len(missing), (turn + 1) * engine.world_size)
                     self.say(f"features of {self.part}: {done} of {len(missing)} shards, {said - started:.0f} s")
-        own = range(engine.rank, layout.shards, engine.world_size)
-        unseen = self.folder.missing(layout)
-        engine.agree(
-            f"{self.folder.shard(unseen[0])} was written by another process and is not here. Processes on several "
-            "machines share the work: set frozen_features.path to a disk that all of them see."
-            if unseen
-            else None
-        )
-        described = engine.gather({self.folder.shard(n).name: self.folder.describe(n) for n in own})
-        on_main(engine, lambda: self._finish({name: value for part in described for name, value in part.items()}))
-        how = "made" if len(missing) == layout.shards else f"completed ({len(missing)} of {layout.shards} shards)"
-        self._describe(f"{how} in {time.monotonic() - started:.0f} s", layout)
 
     def _finish(self, shards: dict[str, Any]) -> None:
         with self._disk_errors("The manifest of cached features"):

@@ -44,6 +44,8 @@ class TrainingState:
     left_out: dict[str, Tensor] = field(default_factory=dict)
     """Weights of frozen parts that the model does without because their features are cached, by full name. Checkpoints
     hold them. The main process has them on the CPU, the others hold their shapes (device ``meta``)."""
+    damaged: list[int] = field(default_factory=list)
+    """Numbers of the episodes that are left out as damaged."""
     step: int = 0
     """Updates done."""
     position: int = 0
@@ -81,12 +83,18 @@ def save_checkpoint(store: CheckpointStore, state: TrainingState, engine: Engine
                 part()
         except UserError as mistake:
             error = str(mistake)
-        engine.agree(error)
+        try:
+            engine.agree(error)
+        except UserError:
+            if engine.is_main:  # also when the disk failed another process
+                store.sweep()
+            raise
 
 
 def _write_facts(folder: Path, state: TrainingState, engine: Engine) -> None:
     write_json(folder / _TRAINER, {
         "step": state.step, "position": state.position, "world_size": engine.world_size, "engine": engine.name,
+        "device": engine.device.type, "damaged": state.damaged,
     })  # fmt: skip
     write_json(folder / CONFIGURATION, state.config.to_dict())
     write_json(folder / DESCRIPTION, state.description.to_json())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from vla_ft.errors import UserError
 from vla_ft.training.assembly import Run, assemble, held_out_loader, training_batches
 from vla_ft.training.banner import print_banner
 from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_writer
+from vla_ft.training.collective import on_all, on_main
 from vla_ft.training.engines import Engine, build_engine
 from vla_ft.training.environment_record import environment_record
 from vla_ft.training.progress import ProgressLine, memory_gib
@@ -27,18 +31,29 @@ from vla_ft.training.tracking import Tracker
 from vla_ft.training.update import update
 from vla_ft.training.validation import validate
 
+DATA = "data.json"
+"""File of a run folder: how many episodes took part, and which were left out and why."""
+
 
 @dataclass(frozen=True)
 class Report:
-    """How a run ended. ``interrupted`` names the signal that stopped it, after a checkpoint, if one did."""
+    """How a run ended. ``interrupted`` names the signal that stopped it, after a checkpoint, if one did; ``damaged``
+    counts the episodes that were left out."""
 
     folder: Path
     step: int
     interrupted: str | None
     metrics: dict[str, float]
+    damaged: int = 0
 
 
-def train(config: RunConfig, console: Console | None = None) -> Report:
+Losses = tuple[dict[str, float], bool]
+"""What ``update`` returns."""
+Watch = Callable[[Run, Engine, Callable[[], Losses]], Losses]
+"""Calls what it is given, once, and may look at it: every update of a run goes through it."""
+
+
+def train(config: RunConfig, console: Console | None = None, watch: Watch | None = None) -> Report:
     """Train to ``config.steps``, continuing the run in ``config.output`` when there is one. Raises UserError."""
     if config.deterministic:
         use_deterministic_kernels()
@@ -48,19 +63,21 @@ def train(config: RunConfig, console: Console | None = None) -> Report:
     with ExitStack() as stack:
         stack.callback(engine.close)
         _hold_folder(Path(config.output), engine, stack)
-        start = find_start(config, store)
+        # One process decides, and hashes: the others' view of the disk may be older.
+        start = on_main(engine, lambda: find_start(config, store))
         run = assemble(config, engine, start, console.print)
         notes: list[str] = []
         generators: dict[str, Any] = {}
         if start is not None:
-            notes = refuse_other_run(start, config, run.state.statistics.source_hash, engine.world_size)
+            source, place, damaged = run.state.statistics.source_hash, engine.device.type, run.damaged.numbers
+            notes = on_all(engine, lambda: refuse_other_run(start, config, source, engine.world_size, place, damaged))
             generators, inexact = load_checkpoint(start, run.state, engine)
             notes += inexact
         if engine.is_main:
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
-            print_banner(console, run, engine, "; ".join([_beginning(run, start), *notes]))
-        return _loop(run, store, generators, engine, console)
+            print_banner(console, run, engine, [_beginning(run, start), *notes])
+        return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()))
 
 
 def _hold_folder(folder: Path, engine: Engine, stack: ExitStack) -> None:
@@ -72,6 +89,18 @@ def _hold_folder(folder: Path, engine: Engine, stack: ExitStack) -> None:
         except UserError as mistake:
             error = str(mistake)
     engine.agree(error)
+    # Each process writes its own part of a checkpoint here.
+    seen = engine.gather(folder.is_dir())
+    on_main(engine, lambda: _refuse_unseen(folder, seen))
+
+
+def _refuse_unseen(folder: Path, seen: list[bool]) -> None:
+    """Raise UserError when a process does not see the run folder that the main one has just made."""
+    if not all(seen):
+        raise UserError(
+            f"Process {seen.index(False)} of {len(seen)} does not see {folder}. Processes on several machines share "
+            "the run folder: set output= to a disk that all of them see."
+        )
 
 
 def _record(run: Run, engine: Engine) -> None:
@@ -79,6 +108,16 @@ def _record(run: Run, engine: Engine) -> None:
     with disk_errors("The run's records", folder):
         write_json(folder / CONFIGURATION, run.state.config.to_dict())
         write_json(folder / "environment.json", environment_record(engine))
+        write_json(folder / DATA, _data_record(run))
+
+
+def _data_record(run: Run) -> dict[str, Any]:
+    return {
+        "training_episodes": len(run.split.training),
+        "held_out_episodes": len(run.split.validation),
+        "dropped_without_instruction": run.dropped.unlabeled,
+        "damaged_episodes": [dataclasses.asdict(one) for one in run.damaged.episodes],
+    }
 
 
 def _beginning(run: Run, start: Path | None) -> str:
@@ -88,7 +127,9 @@ def _beginning(run: Run, start: Path | None) -> str:
     return f"step {run.state.step} of {start}{done}"
 
 
-def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: Engine, console: Console) -> Report:
+def _loop(
+    run: Run, store: CheckpointStore, generators: dict[str, Any], engine: Engine, console: Console, watch: Watch
+) -> Report:
     state, config = run.state, run.state.config
     batches, held_out = training_batches(run, engine), held_out_loader(run, engine)
     restore_generators(generators, engine.device)  # only now: making the loader's iterator may draw random numbers
@@ -99,7 +140,8 @@ def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: 
         line = stack.enter_context(ProgressLine(console, config.steps, state.step, run.global_batch, engine.is_main))
         tracker = stack.enter_context(_tracker(run)) if engine.is_main else None
         while state.step < config.steps and not stop:
-            losses, stop = update(run, batches, engine, interruption.requested is not None)
+            step = partial(update, run, batches, engine, interruption.requested is not None)
+            losses, stop = watch(run, engine, step)
             due = _due(state.step, config, stop)
             line.update(state.step, losses["loss"], due["log"])
             scalars = _scalars(run, losses, line) if due["log"] else {}
@@ -110,7 +152,7 @@ def _loop(run: Run, store: CheckpointStore, generators: dict[str, Any], engine: 
             if due["checkpoint"]:
                 save_checkpoint(store, state, engine)
     signal = (interruption.requested or "a signal to another process") if stop else None
-    return Report(Path(config.output), state.step, signal, scalars)
+    return Report(Path(config.output), state.step, signal, scalars, len(run.damaged.episodes))
 
 
 def _tracker(run: Run) -> Tracker:
@@ -131,7 +173,7 @@ def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:
 
 def _scalars(run: Run, losses: dict[str, float], line: ProgressLine) -> dict[str, float]:
     return {f"train/{name}": value for name, value in losses.items()} | {
-        "train/epoch": run.state.position / len(run.training_windows),
+        "train/epoch": run.state.position / len(run.places),
         "train/samples_per_second": line.samples_per_second,
         "train/memory_gib": memory_gib(),
     }

@@ -32,8 +32,9 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
         with engine.holding(ema.average) if ema else nullcontext(), torch.random.fork_rng(devices):
             torch.manual_seed(run.state.config.seed)
             for batch, counts in _in_step(_until_mistake(batches, mistakes), engine):
-                for name, value in _sums(engine, run.processor, batch).items():
-                    totals[name] = totals.get(name, 0.0) + value * counts
+                sums = _sums(engine, run.processor, batch)
+                for name, value in sums.items() if counts else ():
+                    totals[name] = totals.get(name, 0.0) + value
     finally:
         model.train(was_training)
         engine.settle()
@@ -72,7 +73,8 @@ def _sums(engine: Engine, processor: Processor, batch: Batch) -> dict[str, float
     result = engine.loss(batch)
     predicted = engine.sample(batch).float()
     real = batch["action_pad_mask"]
-    robot_error = np.abs(processor.unnormalize(predicted) - processor.unnormalize(batch["action"]))
+    of = batch.get("dataset")
+    robot_error = np.abs(processor.unnormalize(predicted, of) - processor.unnormalize(batch["action"], of))
     size = len(real)
     sums = {name: float(value) * size for name, value in {"loss": result.loss, **result.metrics}.items()}
     sums["action_l1"] = float((predicted - batch["action"]).abs().mean(-1)[real].sum())

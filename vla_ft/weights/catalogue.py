@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import tomllib
 
@@ -16,8 +17,12 @@ from vla_ft.errors import UserError, unknown
 CATALOGUE = Path(__file__).with_name("catalogue.toml")
 DATA_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".json", ".model", ".txt")
 """Weights, configurations, tokenizers. Nothing else is downloaded, above all no program."""
+DATASET_SUFFIXES = (".json", ".jsonl", ".parquet", ".mp4")
+"""What a LeRobot dataset consists of."""
 USUAL_FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
 """What is taken of a repository that the catalogue does not know."""
+RECORD = "fetched.json"
+"""Lies beside the files of a download and says what they are (``places.py``); no file fetched takes its name."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -33,7 +38,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Published weights: where they come from, which files, and what is known of them."""
+    """Published weights, or a dataset: where they come from, which files, and what is known of them."""
 
     name: str
     about: str
@@ -52,6 +57,18 @@ class Entry:
     gigabytes: float | None = None
     unverified: str | None = None
     known: Mapping[str, Known] = field(default_factory=dict)
+    kind: Literal["model", "dataset"] = "model"
+    """What the hub calls it."""
+
+    @property
+    def words(self) -> str:
+        """The beginning of a sentence about it."""
+        return f"The dataset '{self.name}' is" if self.kind == "dataset" else f"The weights '{self.name}' are"
+
+    @property
+    def command(self) -> str:
+        """What brings it here."""
+        return f"vla-ft fetch {'dataset ' if self.kind == 'dataset' else ''}{self.name}"
 
     @property
     def pinned(self) -> bool:
@@ -68,7 +85,7 @@ class Entry:
     @property
     def page(self) -> str:
         """The page to accept a licence on."""
-        return f"https://huggingface.co/{self.repository}"
+        return f"https://huggingface.co/{'datasets/' if self.kind == 'dataset' else ''}{self.repository}"
 
     @property
     def expected_bytes(self) -> int | None:
@@ -79,7 +96,8 @@ class Entry:
 
     def wants(self, path: str) -> bool:
         """Whether a file of the repository is taken."""
-        return is_data(path) and any(fnmatchcase(path, pattern) for pattern in self.files)
+        suffixes = DATASET_SUFFIXES if self.kind == "dataset" else DATA_SUFFIXES
+        return is_data(path, suffixes) and any(fnmatchcase(path, pattern) for pattern in self.files)
 
 
 def is_repository(text: str) -> bool:
@@ -87,10 +105,20 @@ def is_repository(text: str) -> bool:
     return _REPOSITORY.fullmatch(text) is not None
 
 
-def is_data(path: str) -> bool:
-    """Whether a file's name is one of weights, configuration or tokenizer, inside its folder."""
+def parse_repository(text: str) -> tuple[str, str | None] | None:
+    """Repository and revision of ``owner/name[@revision]``, or None for a text of another form."""
+    match = _REPOSITORY.fullmatch(text)
+    return None if match is None else (match["repository"], match["revision"])
+
+
+def is_data(path: str, suffixes: tuple[str, ...] = DATA_SUFFIXES) -> bool:
+    """Whether a file's name is one of weights, configuration or tokenizer (or as told), inside its folder.
+
+    The folder's own record is none of them.
+    """
     parts = PurePosixPath(path)
-    return parts.suffix in DATA_SUFFIXES and not parts.is_absolute() and ".." not in parts.parts
+    inside = not parts.is_absolute() and ".." not in parts.parts
+    return inside and parts.suffix in suffixes and parts.parts[0] != RECORD
 
 
 @functools.cache
@@ -139,7 +167,7 @@ def find_entry(name: str, files: Sequence[str] = ()) -> Entry:
 
 def folder_name(entry: Entry) -> str:
     """The folder of an entry under the weights' root."""
-    return entry.name.replace("/", "--")
+    return f"{'datasets--' if entry.kind == 'dataset' else ''}{entry.name.replace('/', '--')}"
 
 
 def _entry(name: str, table: dict) -> Entry:

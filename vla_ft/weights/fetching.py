@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from vla_ft.weights.transfer import Say, size
 
 PINNED = "pinned"
 FIRST_USE = "first use"
+_WRITE_EVERY = 5.0
 
 
 def fetch(entry: Entry, to: Path | None = None, say: Say = print) -> Path:
@@ -49,7 +51,13 @@ def listing() -> list[tuple[str, str, str, str, str]]:
     """A row for every entry: name, size, licence, state, what it is."""
     rows = []
     for entry in load_catalogue().values():
-        if is_here(entry):
+        try:
+            here = is_here(entry)
+        except UserError:  # `vla-ft fetch NAME` says what is wrong with its record
+            here = None
+        if here is None:
+            state = "damaged"
+        elif here:
             state = "here"
         elif entry.by_hand:
             state = "by hand"
@@ -129,9 +137,29 @@ def _begin(entry: Entry, folder: Path, say: Say) -> Record:
             f"Trusted on first use: {entry.unverified or 'no commit was named'}. What comes now is recorded in "
             f"{folder}, with its hashes, and later fetches into that folder must match."
         )
-    transfer.require_space(entry.name, folder, dict(record.files))
+    record = replace(record, files={**record.files, **_found(folder, record)})
+    transfer.require_space(
+        entry.name, folder, {name: about for name, about in record.files.items() if not (folder / name).is_file()}
+    )
     record.write(folder)
     return record
+
+
+def _found(folder: Path, record: Record) -> dict[str, FileRecord]:
+    """Listed files that lie in a folder without a record, measured. Another's file is neither taken nor replaced."""
+    found = {}
+    for name, expected in record.files.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        seen = transfer.measure(path)
+        if not transfer.agrees(seen, expected):
+            raise UserError(
+                f"{path} was not fetched and is {transfer.describe(seen)}, not {transfer.describe(expected)}. Move it "
+                "away, or name another folder with to=DIR."
+            )
+        found[name] = replace(seen, blob=expected.blob)
+    return found
 
 
 def _bring(entry: Entry, record: Record, folder: Path, say: Say) -> None:
@@ -141,14 +169,17 @@ def _bring(entry: Entry, record: Record, folder: Path, say: Say) -> None:
     total = size(sum(about.bytes for about in missing.values()))
     say(f"Fetching {len(missing)} of {len(record.files)} files, {total}: {folder}")
     done: dict[str, FileRecord] = {}
+    written = time.monotonic()
     for name, expected in missing.items():
         say(f"  {name}  {size(expected.bytes)}")
         location = hub.locate(entry, name, record.revision, expected)
         with hub.translated(entry, location.url):
             transfer.download(location, folder / name, expected)
         done[name] = transfer.settle(folder / name, expected)
-        record = replace(record, files={**record.files, **done})
-        record.write(folder)
+        if time.monotonic() - written > _WRITE_EVERY:  # a dataset may have thousands of small files
+            replace(record, files={**record.files, **done}).write(folder)
+            written = time.monotonic()
+    record = replace(record, files={**record.files, **done})
     replace(record, complete=True).write(folder)
     say(f"'{entry.name}' is here: {len(record.files)} files, {size(record.bytes)}, all hashes right.")
 
@@ -177,5 +208,5 @@ def _offline(entry: Entry, folder: Path, wrong: Mapping[str, str]) -> UserError:
     state = "; ".join(f"{name} is {what}" for name, what in wrong.items()) or f"not whole in {folder}"
     return UserError(
         f"'{entry.name}' cannot be fetched: HF_HUB_OFFLINE forbids the network, and here it is: {state}. Unset "
-        f"HF_HUB_OFFLINE, or fetch it elsewhere (vla-ft fetch {entry.name} to=DIR) and copy DIR here as {folder}."
+        f"HF_HUB_OFFLINE, or fetch it elsewhere ({entry.command} to=DIR) and copy DIR here as {folder}."
     )

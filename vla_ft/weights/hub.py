@@ -8,7 +8,9 @@ HTTPS with ranges (``transfer.py``), which every hub and mirror serves.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,  # type: ignore[attr-defined]  # the base of what the HTTP client raises, whichever client it is
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
@@ -44,8 +47,24 @@ class Location:
 
 
 def endpoint() -> str:
-    """The hub's address."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    """The hub's address. Raises UserError when ``HF_ENDPOINT`` is none."""
+    named = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
+    if not named:
+        return "https://huggingface.co"
+    try:
+        right = urlsplit(named).scheme in ("http", "https") and bool(host_of(named))
+    except ValueError:  # its port is no number
+        right = False
+    if not right:
+        shown = named.rpartition("@")[2]  # what stands before an @ may be a password
+        raise UserError(f"HF_ENDPOINT is '{shown}', which is no address. Give it whole: HF_ENDPOINT=https://HOST.")
+    return named
+
+
+def host_of(url: str) -> str:
+    """Host and port of an address, without the name and password that may stand before them."""
+    parts = urlsplit(url)
+    return (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
 
 
 def token() -> str | None:
@@ -70,9 +89,8 @@ def list_files(entry: Entry) -> tuple[str | None, dict[str, FileRecord]]:
     assert entry.repository is not None
     with translated(entry, endpoint()):
         api = HfApi(endpoint=endpoint(), token=token() or False)
-        info = api.model_info(
-            entry.repository, revision=entry.revision or "main", files_metadata=True, timeout=_ANSWER_SECONDS
-        )
+        ask = api.dataset_info if entry.kind == "dataset" else api.model_info
+        info = ask(entry.repository, revision=entry.revision or "main", files_metadata=True, timeout=_ANSWER_SECONDS)
     files = {}
     for sibling in info.siblings or []:
         if entry.wants(sibling.rfilename) and sibling.size is not None:
@@ -86,12 +104,12 @@ def locate(entry: Entry, path: str, revision: str | None, expected: FileRecord) 
     if entry.url is not None:
         return Location(entry.url, {"Accept-Encoding": "identity"})
     assert entry.repository is not None and revision is not None
-    url = hf_hub_url(entry.repository, path, revision=revision, endpoint=endpoint())
+    url = hf_hub_url(entry.repository, path, repo_type=entry.kind, revision=revision, endpoint=endpoint())
     with translated(entry, endpoint()):
         found = get_hf_file_metadata(url, token=token() or False, timeout=_ANSWER_SECONDS, endpoint=endpoint())
     if found.commit_hash != revision or found.etag not in (expected.blob, expected.sha256):
         raise UserError(
-            f"{urlsplit(url).netloc} answers with another file for {path} of {entry.repository}: commit "
+            f"{host_of(url)} answers with another file for {path} of {entry.repository}: commit "
             f"{found.commit_hash}, tag {found.etag}; expected {revision}, {expected.blob or expected.sha256}. "
             "It was not downloaded."
         )
@@ -105,7 +123,7 @@ def locate(entry: Entry, path: str, revision: str | None, expected: FileRecord) 
 @contextmanager
 def translated(entry: Entry, where: str) -> Iterator[None]:
     """Turn what the library raises into one sentence each."""
-    host = urlsplit(where).netloc
+    host = host_of(where)
     try:
         yield
     except GatedRepoError:
@@ -130,6 +148,13 @@ def translated(entry: Entry, where: str) -> Iterator[None]:
         raise UserError(f"{host} answered {error.response.status_code} for {entry.origin}. Try again later.") from None
     except (OfflineModeIsEnabled, HTTPError) as error:
         raise unreachable(entry, host, f"{type(error).__name__}: {_first_line(error)}") from None
+    except HFValidationError as error:
+        raise UserError(f"'{entry.origin}' cannot be a repository's name: {_first_line(error)}") from None
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{host} does not answer as a hub does ({type(error).__name__}: {_first_line(error)}). A page to log in to "
+            "the network may stand in between, or HF_ENDPOINT names another server."
+        ) from None
 
 
 def gated(entry: Entry) -> UserError:
@@ -151,10 +176,11 @@ def unreachable(entry: Entry, host: str, why: str) -> UserError:
     from vla_ft.weights.places import place_of
 
     place = place_of(entry)
+    named = " HF_ENDPOINT names it." if os.environ.get("HF_ENDPOINT") and host == host_of(endpoint()) else ""
     return UserError(
-        f"Cannot reach {host} ({why}). Without network: run `vla-ft fetch {entry.name} to=DIR` on a machine that has "
-        f"it, copy DIR here as {place} (or set VLA_FT_WEIGHTS to the folder above it), and run this command again: "
-        "it checks every hash and needs no network. What has arrived already is kept."
+        f"Cannot reach {host} ({why}).{named} Without network: run `{entry.command} to=DIR` on a machine that has it, "
+        f"copy DIR here as {place} (or set VLA_FT_WEIGHTS to the folder above it), and run this command again: it "
+        "checks every hash and needs no network. What has arrived already is kept."
     )
 
 
@@ -163,4 +189,18 @@ def _token_name() -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    return next((line.strip() for line in _bare(str(error)).splitlines() if line.strip()), "no reason given")
+
+
+def _bare(text: str) -> str:
+    """A text without the names and passwords in its addresses."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+def _hide_passwords(message: logging.LogRecord) -> bool:
+    message.msg, message.args = _bare(message.getMessage()), ()
+    return True
+
+
+for _speaks in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):  # they print addresses when they retry
+    logging.getLogger(_speaks).addFilter(_hide_passwords)

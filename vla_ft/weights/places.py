@@ -9,9 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vla_ft.errors import UserError, unknown
-from vla_ft.weights.catalogue import Entry, find_entry, folder_name, is_repository, load_catalogue
+from vla_ft.weights.catalogue import (
+    DATA_SUFFIXES,
+    DATASET_SUFFIXES,
+    RECORD,
+    Entry,
+    find_entry,
+    folder_name,
+    is_data,
+    is_repository,
+    load_catalogue,
+)
 
-RECORD = "fetched.json"
 FORMAT = 1
 _PATH_SIGNS = ("/", "\\", ".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
@@ -75,6 +84,13 @@ def read_record(folder: Path) -> Record | None:
         if (seen := values.pop("format")) != FORMAT:
             raise ValueError(f"format {seen}, this version reads {FORMAT}")
         record = Record(**values)
+        strange = [
+            name
+            for name in (*record.files, *filter(None, [record.load]))
+            if not is_data(name, (*DATA_SUFFIXES, *DATASET_SUFFIXES))
+        ]
+        if strange:  # a record may come from elsewhere, and what it lists is read, replaced and removed
+            raise ValueError(f"it lists '{strange[0]}', which is no file of weights inside this folder")
         return replace(record, files={name: FileRecord(**about) for name, about in values["files"].items()})
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}). Remove the folder and fetch it again.") from error
@@ -102,13 +118,16 @@ def resolve(name_or_path: str | Path) -> Path:
         if any(sign in text for sign in _PATH_SIGNS):
             return path  # whoever opens it says that it is not there
         raise UserError(f"There is no file '{text}' here. {unknown('weights', text, load_catalogue())}")
+    return resolve_entry(entry)
+
+
+def resolve_entry(entry: Entry) -> Path:
+    """The file or folder that a fetched entry stands for. Raises UserError when it was not fetched or is not whole."""
     folder = place_of(entry)
     record = read_record(folder)
     if record is None:
-        raise UserError(
-            f"The weights '{text}' are not on this machine (looked in {folder}). Run `vla-ft fetch {text}`."
-        )
-    return _loadable(folder, record, f"vla-ft fetch {text}")
+        raise UserError(f"{entry.words} not on this machine (looked in {folder}). Run `{entry.command}`.")
+    return _loadable(folder, record, entry.command)
 
 
 def _fetchable(text: str) -> Entry | None:
@@ -126,7 +145,7 @@ def _loadable(folder: Path, record: Record, command: str) -> Path:
     lost = _lost(folder, record)
     if not record.complete or lost:
         reason = f"{lost[0]} is missing or has another size" if record.complete else "the download was interrupted"
-        raise UserError(f"The weights '{record.name}' in {folder} are not whole: {reason}. Run `{command}`.")
+        raise UserError(f"'{record.name}' in {folder} is not whole: {reason}. Run `{command}`.")
     return folder / record.load if record.load else folder
 
 

@@ -78,7 +78,7 @@ def writing(folder: Path) -> Iterator[None]:
                 f"The disk of {folder} is full. What has arrived is kept: free some space and run again, or name "
                 "another place with to=DIR, or VLA_FT_WEIGHTS for all weights."
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
                 f"Cannot write {folder} ({error.strerror}). Name a folder of yours with to=DIR, or VLA_FT_WEIGHTS."
             ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 from collections.abc import Sequence
@@ -15,14 +16,16 @@ from PIL import Image
 from vla_ft.data.formats.aloha_layout import (
     COLUMNS,
     IMAGES,
+    TIMES,
     EpisodeHeader,
     check_agreement,
     inspect_episode,
     list_episodes,
+    sound_headers,
 )
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.hdf5_files import OpenFiles, open_hdf5
-from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
+from vla_ft.data.sample import IMAGE_PREFIX, ActionKind, ActionMode, DatasetDescription
 from vla_ft.errors import UserError, unknown
 
 DEFAULT_FPS = 50.0
@@ -47,34 +50,51 @@ class AlohaHdf5Reader(EpisodeReader):
         instruction: str = "",
         name: str | None = None,
         jpeg_channels: Literal["rgb", "bgr"] = "rgb",
+        action_kind: ActionKind = "joint",
+        action_mode: ActionMode = "absolute",
         open_files: int = 8,
+        tolerant: bool = False,
     ) -> None:
         """Open a folder or a single file. Raises UserError for a set that is missing, damaged or disagrees.
+
+        ``tolerant``: files that are damaged or differ from most others keep their place, with no steps where these
+        cannot be counted, and reading them raises what is wrong.
 
         ``cameras``: which to read, all by default. ``fps``: steps per second; the files' attribute ``fps`` or 50 by
         default. ``sim``: for files without that attribute. ``instruction``: for files without the attribute
         ``language_instruction``. ``jpeg_channels``: ``bgr`` for recorders that gave RGB frames to OpenCV's encoder,
-        which takes them for BGR (Physical-Intelligence/openpi#304, RoboTwin-Platform/RoboTwin#473).
+        which takes them for BGR (Physical-Intelligence/openpi#304, RoboTwin-Platform/RoboTwin#473). ``action_kind``,
+        ``action_mode``: for sets that keep the layout and not its joint targets.
         """
         if jpeg_channels not in ("rgb", "bgr"):
             raise unknown("jpeg_channels", jpeg_channels, ("rgb", "bgr"))
         self.path = Path(path)
         self.jpeg_channels = jpeg_channels
-        headers = [inspect_episode(p) for p in list_episodes(self.path)]
+        self.paths = list_episodes(self.path)
+        self.damage: dict[int, str] = {}
+        if tolerant:
+            found, self.damage, cameras = sound_headers(self.paths, cameras)
+        else:
+            found = {episode: inspect_episode(path) for episode, path in enumerate(self.paths)}
+        headers = list(found.values())
         chosen = _choose_cameras(headers, cameras)
         check_agreement(headers, chosen)
-        self.paths = [h.path for h in headers]
-        self.lengths = np.array([h.length for h in headers], dtype=np.int64)
+        self._first = headers[0].path
+        self.lengths = np.array([found[e].length if e in found else 0 for e in range(len(self.paths))], dtype=np.int64)
         self.action_offset = 0 if _is_sim(headers, sim) else -1
-        self._instructions = [h.instruction or instruction for h in headers]
+        self._instructions = {e: h.instruction or instruction for e, h in found.items()}
         self._files = OpenFiles(open_files)
         self._fingerprint: str | None = None
         self._encoded = {camera for camera in chosen if headers[0].cameras[camera] is None}
         sizes = {camera: headers[0].cameras[camera] or self._encoded_size(camera) for camera in chosen}
-        self.description = describe(headers[0], sizes, name or self.path.stem, fps)
+        described = describe(headers[0], sizes, name or self.path.stem, fps)
+        self.description = dataclasses.replace(described, action_kind=action_kind, action_mode=action_mode)
+        self.assumed = _assumed(headers[0], fps)
 
     def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See ``EpisodeReader.read``."""
+        if episode in self.damage:
+            raise UserError(self.damage[episode])
         wanted = np.asarray(steps, dtype=np.int64)
         if wanted.ndim != 1 or (len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.lengths[episode]):
             raise ValueError(f"steps {wanted} of an episode of {self.lengths[episode]} steps")
@@ -90,7 +110,18 @@ class AlohaHdf5Reader(EpisodeReader):
 
     def instruction(self, episode: int) -> str:
         """See ``EpisodeReader.instruction``."""
-        return self._instructions[episode]
+        return self._instructions.get(episode, "")
+
+    def times(self, episode: int) -> np.ndarray | None:
+        """See ``EpisodeReader.times``: a dataset of one number a step under a name that recorders use."""
+        if episode in self.damage:
+            return None
+        file, length = self._files.get(self.paths[episode]), int(self.lengths[episode])
+        for where in TIMES:
+            clock = file.get(where)
+            if isinstance(clock, h5py.Dataset) and clock.size == length and clock.dtype.kind in "fiu":
+                return _numbers(file, self.paths[episode], where, slice(None), np.float64).reshape(length)
+        return None
 
     def name_of(self, episode: int) -> str:
         """The episode's file name."""
@@ -103,8 +134,10 @@ class AlohaHdf5Reader(EpisodeReader):
         """
         if self._fingerprint is None:
             digest = hashlib.sha256(f"aloha_hdf5 {self.action_offset}".encode())
-            for path, length in zip(self.paths, self.lengths, strict=True):
+            for episode, (path, length) in enumerate(zip(self.paths, self.lengths, strict=True)):
                 digest.update(f"{path.name} {length}".encode())
+                if episode in self.damage:
+                    continue
                 with open_hdf5(path) as file:
                     for where in COLUMNS.values():
                         digest.update(_numbers(file, path, where, slice(None)).tobytes())
@@ -118,6 +151,23 @@ class AlohaHdf5Reader(EpisodeReader):
     def reading(self) -> dict[str, str]:
         """See ``EpisodeReader.reading``."""
         return {"jpeg_channels": self.jpeg_channels} if self._encoded else {}
+
+    def unread(self) -> list[str]:
+        """See ``EpisodeReader.unread``; of the first file."""
+        found: list[str] = []
+        read = {*COLUMNS.values(), *(f"{IMAGES}/{camera}" for camera in self.description.cameras)}
+
+        def look(name: str, member: h5py.HLObject) -> None:
+            if not isinstance(member, h5py.Dataset):
+                return
+            if name not in read:
+                found.append(name)
+            elif name in COLUMNS.values() and not np.can_cast(member.dtype, np.float32):
+                found.append(f"{name} beyond float32 (it is {member.dtype})")
+
+        with open_hdf5(self.paths[0]) as file:
+            file.visititems(look)
+        return found
 
     def close(self) -> None:
         """Close the files that this process opened; the next read opens them again."""
@@ -155,12 +205,12 @@ class AlohaHdf5Reader(EpisodeReader):
         return frame[..., ::-1] if self.jpeg_channels == "bgr" else frame
 
     def _encoded_size(self, camera: str) -> tuple[int, int]:
-        with open_hdf5(self.paths[0]) as file:
+        with open_hdf5(self._first) as file:
             try:
                 with _open_frame(file, camera, 0) as image:
                     return image.height, image.width
             except (OSError, KeyError, RuntimeError) as error:
-                raise _damaged(self.paths[0], IMAGE_PREFIX + camera, np.zeros(1, np.int64), error) from error
+                raise _damaged(self._first, IMAGE_PREFIX + camera, np.zeros(1, np.int64), error) from error
 
 
 def describe(
@@ -186,6 +236,16 @@ def describe(
         gripper="0 closed, 1 open" if header.action_dim == 2 * len(ARM_JOINTS) else "unknown",
         fps=rate,
     )
+
+
+def _assumed(header: EpisodeHeader, fps: float | None) -> dict[str, str]:
+    """What ALOHA's files leave open and ``describe`` fills in."""
+    usual = {"action_kind": "joint, as ALOHA records them", "action_mode": "absolute, as ALOHA records them"}
+    if fps is None and header.fps is None:
+        usual["fps"] = f"{DEFAULT_FPS:g}, ALOHA's rate: the files have no attribute fps"
+    if header.action_dim == 2 * len(ARM_JOINTS):
+        usual["action_names"] = "ALOHA's two arms, left first, as 14 numbers suggest"
+    return usual
 
 
 def _unit(name: str) -> str:
@@ -215,9 +275,11 @@ def _is_sim(headers: Sequence[EpisodeHeader], told: bool | None) -> bool:
     return bool(told if seen is None else seen)
 
 
-def _numbers(file: h5py.File, path: Path, where: str, selection: slice | np.ndarray) -> np.ndarray:
+def _numbers(
+    file: h5py.File, path: Path, where: str, selection: slice | np.ndarray, dtype: type = np.float32
+) -> np.ndarray:
     try:
-        return file[where][selection].astype(np.float32)
+        return file[where][selection].astype(dtype)
     except (OSError, KeyError, RuntimeError) as error:
         raise _damaged(path, where, selection, error) from error
 

@@ -11,14 +11,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from vla_ft.data.formats.damage import damage_sentence
 from vla_ft.data.formats.hdf5_files import open_hdf5
-from vla_ft.errors import UserError
+from vla_ft.errors import UserError, unknown
 
 EPISODE_FILE = re.compile(r"episode_(\d+)\.hdf5")
 """File names of a set; the number orders the episodes and need not be contiguous."""
 COLUMNS = {"action": "action", "proprio": "observations/qpos"}
 """Numeric features and where they lie."""
 IMAGES = "observations/images"
+TIMES = ("observations/timestamp", "observations/timestamps", "timestamp", "timestamps")
+"""Where some recorders keep a clock; ALOHA's own has none."""
+UNFINISHED = ".unfinished"
+"""Beside the episodes of a set that a writer of whole sets has not finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,11 @@ def list_episodes(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"No dataset at {path}. Expected a folder of episode_<number>.hdf5 files, or one such file.")
+    if (path / UNFINISHED).exists():
+        raise UserError(
+            f"{path} is not finished: what wrote it was interrupted. Give that command again, and it goes on; or "
+            f"remove {path / UNFINISHED} to use the episodes that are there."
+        )
     files = sorted(path.glob("episode_*.hdf5"))
     strange = [p.name for p in files if not EPISODE_FILE.fullmatch(p.name)]
     if strange:
@@ -110,6 +120,55 @@ def check_agreement(headers: Sequence[EpisodeHeader], cameras: Sequence[str]) ->
     _agree(headers, "a rate (fps) of", lambda h: h.fps)
     for camera in cameras:
         _agree(headers, f"frames of {camera} of size", lambda h, c=camera: h.cameras[c] or "encoded")  # type: ignore[misc]
+
+
+def sound_headers(
+    paths: Sequence[Path], cameras: Sequence[str] | None
+) -> tuple[dict[int, EpisodeHeader], dict[int, str], list[str]]:
+    """Headers of the files that can be read and are like most others, what is wrong with the rest (both by place), and
+    the cameras that are expected of all: those asked for, else those that most files have.
+
+    Raises UserError when nothing sound is left, for a camera that no file has, and when the disk fails, not a file.
+    """
+    headers: dict[int, EpisodeHeader] = {}
+    damage: dict[int, str] = {}
+    for place, path in enumerate(paths):
+        try:
+            headers[place] = inspect_episode(path)
+        except UserError as error:
+            damage[place] = damage_sentence(error)
+    if not headers:
+        raise UserError(f"None of the {len(paths)} episodes can be read. The first: {damage[0]}")
+    counts = Counter(camera for header in headers.values() for camera in header.cameras)
+    for camera in cameras or ():
+        if camera not in counts:
+            raise unknown("camera", camera, counts)
+    expected = (
+        [c for c, n in counts.items() if 2 * n > len(headers)] if cameras is None else list(dict.fromkeys(cameras))
+    )
+    kinds = {place: _kind(header, expected) for place, header in headers.items()}
+    usual, many = Counter(tuple(kind.items()) for kind in kinds.values()).most_common(1)[0]
+    for place, kind in kinds.items():
+        odd = next((what for what, value in usual if kind[what] != value), None)
+        if odd is not None:
+            damage[place] = (
+                f"{paths[place]} has {odd} {kind[odd]}, but {many} of the {len(paths)} episodes have "
+                f"{dict(usual)[odd]}. Move it out of the set."
+            )
+            del headers[place]
+    return headers, damage, expected
+
+
+def _kind(header: EpisodeHeader, cameras: Sequence[str]) -> dict[str, Hashable]:
+    """What the files of a set must agree in."""
+    sizes = {f"camera {camera} of size": header.cameras.get(camera, "missing") or "encoded" for camera in cameras}
+    return {
+        "an action width": header.action_dim,
+        "a qpos width": header.proprio_dim,
+        "attribute sim": header.sim,
+        "a rate (fps) of": header.fps,
+        **sizes,
+    }
 
 
 def _agree(headers: Sequence[EpisodeHeader], what: str, value: Callable[[EpisodeHeader], Hashable]) -> None:

@@ -1,4 +1,4 @@
-"""Format names and how a dataset's format is recognised. A new format is a file in this folder and a line here."""
+"""Format names, and how a format is recognised. A new format is a reader, a writer, and a line here for each."""
 
 from __future__ import annotations
 
@@ -8,45 +8,108 @@ from pathlib import Path
 from typing import Any
 
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
-from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.aloha_writer import AlohaWriter
+from vla_ft.data.formats.base import DatasetWriter, EpisodeReader
+from vla_ft.data.formats.lerobot import LeRobotReader
+from vla_ft.data.formats.lerobot_writer import LeRobotWriter
+from vla_ft.data.formats.npz import NpzReader, is_npz
+from vla_ft.data.formats.npz_writer import NpzWriter
+from vla_ft.data.formats.rlds import RldsReader
+from vla_ft.data.formats.rlds_writer import RldsWriter
+from vla_ft.data.formats.tfds_folder import is_tfds
+from vla_ft.data.sample import DatasetDescription
 from vla_ft.errors import UserError, unknown
 
-READERS: dict[str, type[EpisodeReader]] = {"aloha_hdf5": AlohaHdf5Reader}
+READERS: dict[str, type[EpisodeReader]] = {
+    "aloha_hdf5": AlohaHdf5Reader,
+    "lerobot": LeRobotReader,
+    "rlds": RldsReader,
+    "npz": NpzReader,
+}
 """Format name -> reader, constructed as ``Reader(path, cameras=..., **options)``."""
+
+WRITERS: dict[str, tuple[type[DatasetWriter], dict[str, Any]]] = {
+    "lerobot": (LeRobotWriter, {"version": "v3.0"}),
+    "lerobot21": (LeRobotWriter, {"version": "v2.1"}),
+    "aloha": (AlohaWriter, {}),
+    "npz": (NpzWriter, {}),
+    "rlds": (RldsWriter, {}),
+}
+"""Format name -> writer and the options that make it that format (see ``DatasetWriter``)."""
 
 SIGNS: dict[str, Callable[[Path], bool]] = {
     "aloha_hdf5": lambda p: p.suffix == ".hdf5" if p.is_file() else any(p.glob("episode_*.hdf5")),
     "npy": lambda p: p.is_dir() and (p / "rollout_length.npy").is_file(),
     "lerobot": lambda p: p.is_dir() and (p / "meta" / "info.json").is_file(),
-    "rlds": lambda p: p.is_dir() and any(p.rglob("*.tfrecord*")),
+    "rlds": is_tfds,
+    "npz": is_npz,
 }
 """Format name -> whether a path looks like it. Formats without a reader are told by name instead of misread."""
 
 
 def open_dataset(
-    path: Path | str, format: str = "auto", cameras: Sequence[str] | None = None, **options: Any
+    path: Path | str,
+    format: str = "auto",
+    cameras: Sequence[str] | None = None,
+    *,
+    tolerant: bool = False,
+    **options: Any,
 ) -> EpisodeReader:
     """Open a dataset for reading; ``auto`` recognises its format by what lies there.
 
-    ``options`` are the reader's own keyword arguments. Raises UserError for a path that is missing, a format that is
-    unknown or cannot be read, an unknown option or camera, and whatever the reader finds wrong.
+    ``options`` are the reader's own keyword arguments. ``tolerant``: damage of single episodes is told when they are
+    read, in formats that would refuse the whole set for it. Raises UserError for a path that is missing, a format that
+    is unknown or cannot be read, an unknown option or camera, and whatever the reader finds wrong.
     """
     location = Path(path)
-    if format != "auto" and format not in READERS and format not in SIGNS:
-        raise unknown("dataset format", format, ("auto", *READERS))
-    if not location.exists():
-        raise UserError(f"No dataset at {location}. Expected a folder of demonstrations; check data.path.")
-    name = _recognise(location) if format == "auto" else format
+    name = format_of(location, format)
     if name not in READERS:
         raise UserError(
             f"{location} is a dataset in format '{name}', which this version cannot read yet. "
             f"It reads: {', '.join(READERS)}."
         )
-    known = [p for p in inspect.signature(READERS[name]).parameters if p not in ("path", "cameras")]
+    parameters = inspect.signature(READERS[name]).parameters
+    known = [p for p in parameters if p not in ("path", "cameras", "tolerant")]
     for option in options:
         if option not in known:
             raise unknown(f"option of format {name}", option, known)
+    if tolerant and "tolerant" in parameters:
+        options["tolerant"] = True
     return READERS[name](location, cameras=cameras, **options)  # type: ignore[call-arg]
+
+
+def format_of(path: Path, format: str = "auto") -> str:
+    """The format's name; ``auto`` recognises it by what lies at ``path``. Raises UserError."""
+    if format != "auto" and format not in READERS and format not in SIGNS:
+        raise unknown("dataset format", format, ("auto", *READERS))
+    if not path.exists():
+        raise UserError(f"No dataset at {path}. Expected a folder of demonstrations; check data.path.")
+    return _recognise(path) if format == "auto" else format
+
+
+def find_writer(format: str) -> tuple[type[DatasetWriter], dict[str, Any]]:
+    """The entry of ``WRITERS``. Raises UserError."""
+    if format not in WRITERS:
+        raise unknown("format to write", format, WRITERS)
+    return WRITERS[format]
+
+
+def open_writer(
+    folder: Path | str, description: DatasetDescription, format: str, images: str | None = None, action_offset: int = 0
+) -> DatasetWriter:
+    """A writer into ``folder``, or one that goes on there.
+
+    ``images``: how pictures are stored, by default as the format usually does. ``action_offset``: see
+    ``EpisodeReader``; formats that cannot say it leave it out. Raises UserError for unknown names, and whatever the
+    writer refuses.
+    """
+    kind, options = find_writer(format)
+    if images is not None and images not in kind.IMAGES:
+        raise unknown(f"way to store pictures in {format}", images, kind.IMAGES)
+    given: dict[str, Any] = {} if images is None else {"images": images}
+    if kind.HOLDS_OFFSET:
+        given["action_offset"] = action_offset
+    return kind(folder, description, **options, **given)  # type: ignore[call-arg]
 
 
 def _recognise(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
@@ -10,7 +12,10 @@ from vla_ft.policies.act.config import Config
 from vla_ft.policies.act.model import Act, Dimensions
 from vla_ft.policies.act.processing import ActProcessor
 
-__all__ = ["Config", "build_model", "build_processor", "load_weights"]
+__all__ = ["Config", "build_model", "build_processor", "load_weights", "suggest"]
+
+LARGEST_HEIGHT = 480
+"""Pixels: the height that ACT was published with. Larger frames cost memory by their area."""
 
 
 def build_model(config: Config, description: DatasetDescription) -> Act:
@@ -33,3 +38,16 @@ def build_model(config: Config, description: DatasetDescription) -> Act:
 def build_processor(config: Config, description: DatasetDescription, statistics: DatasetStatistics) -> ActProcessor:
     """The processor of the same configuration."""
     return ActProcessor(config, description, statistics)
+
+
+def suggest(description: DatasetDescription, statistics: DatasetStatistics) -> dict[str, Any]:
+    """Model settings for a dataset: chunks of one second, and frames no larger than ALOHA's, in multiples of 8."""
+    settings: dict[str, Any] = {}
+    if description.fps:
+        settings["chunk_size"] = max(1, round(description.fps))
+    height, width = max(description.cameras.values(), default=(0, 0))
+    if height > LARGEST_HEIGHT:
+        settings["image_size"] = [LARGEST_HEIGHT, max(8, round(width * LARGEST_HEIGHT / height / 8) * 8)]
+    elif height:
+        settings["image_size"] = None
+    return settings

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_ft.data.normalization import MeanStd
+from vla_ft.data.normalization import MeanStd, PerDataset
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription, Sample
-from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.data.statistics import DatasetStatistics, FeatureStatistics
 from vla_ft.data.windows import WindowSpec
 from vla_ft.errors import UserError
 from vla_ft.policies.act.config import Config
@@ -21,42 +21,48 @@ class ActProcessor(Processor):
     """One observation, one chunk. Images stay uint8: the model scales them on its device."""
 
     def __init__(self, config: Config, description: DatasetDescription, statistics: DatasetStatistics) -> None:
-        for feature, names in (("action", description.action_names), ("proprio", description.proprio_names)):
-            if statistics[feature].names != names:
-                raise UserError(
-                    f"The statistics are of {feature} dimensions {', '.join(statistics[feature].names)}; this dataset "
-                    f"('{description.name}') has {', '.join(names)}. Use the statistics of the dataset itself."
-                )
+        wanted = {"action": description.action_names, "proprio": description.proprio_names}
+        for part in statistics.each().values():
+            for feature, names in wanted.items():
+                if part[feature].names != names:
+                    raise UserError(
+                        f"The statistics are of {feature} dimensions {', '.join(part[feature].names)}; this dataset "
+                        f"('{description.name}') has {', '.join(names)}. Use the statistics of the dataset itself."
+                    )
         self.window = WindowSpec(observation_steps=1, action_horizon=config.chunk_size)
         self.keys = ("proprio", *(IMAGE_PREFIX + camera for camera in description.cameras))
         self.statistics = statistics
-        self._normalizers = {
-            feature: MeanStd.of(
-                statistics[feature], floor=config.std_floor, epsilon=config.std_epsilon, unbiased=config.unbiased_std
-            )
-            for feature in ("action", "proprio")
-        }
+
+        def make(feature: FeatureStatistics) -> MeanStd:
+            return MeanStd.of(feature, floor=config.std_floor, epsilon=config.std_epsilon, unbiased=config.unbiased_std)
+
+        self._normalizers = {feature: PerDataset(statistics, feature, make) for feature in wanted}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Stack samples into ``image_<camera>`` uint8 [B, H, W, 3], normalised ``proprio`` float32 [B, P] and, where
         the samples have actions, normalised ``action`` float32 [B, K, A] with ``action_pad_mask`` bool [B, K].
         """
         batch = {key: _stack([sample["observation"][key][-1] for sample in samples], key) for key in self.keys}
-        batch["proprio"] = self._normalize("proprio", batch["proprio"])
+        numbers = self._normalizers["action"].numbers(samples)
+        batch["proprio"] = self._normalize("proprio", batch["proprio"], numbers)
         if "action" in samples[0]:
-            batch["action"] = self._normalize("action", _stack([sample["action"] for sample in samples], "action"))
+            actions = _stack([sample["action"] for sample in samples], "action")
+            batch["action"] = self._normalize("action", actions, numbers)
             batch["action_pad_mask"] = _stack([sample["action_pad_mask"] for sample in samples], "action_pad_mask")
+        if self.statistics.parts:
+            batch["dataset"] = numbers
         return {key: torch.from_numpy(value) for key, value in batch.items()}
 
-    def unnormalize(self, actions: Tensor) -> np.ndarray:
-        """Normalised [..., K, A] to robot units, float32."""
-        return self._normalizers["action"].unnormalize(actions.detach().float().cpu().numpy())
+    def unnormalize(self, actions: Tensor, dataset: Tensor | None = None) -> np.ndarray:
+        """Normalised [B, K, A] to robot units, float32."""
+        numbers = None if dataset is None else dataset.cpu().numpy()
+        return self._normalizers["action"].unnormalize(actions.detach().float().cpu().numpy(), numbers)
 
-    def _normalize(self, feature: str, values: np.ndarray) -> np.ndarray:
-        width = len(self._normalizers[feature].mean)
+    def _normalize(self, feature: str, values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        width = self._normalizers[feature].width
         if values.shape[-1] != width:
             raise UserError(f"{feature} has {values.shape[-1]} dimensions, the policy's statistics have {width}.")
-        return self._normalizers[feature].normalize(values)
+        return self._normalizers[feature].normalize(values, numbers)
 
 
 def _stack(values: Sequence[np.ndarray], key: str) -> np.ndarray:

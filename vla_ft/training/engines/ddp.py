@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import GradBucket
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from vla_ft.policies.base import Model
@@ -23,6 +27,8 @@ class DdpEngine(ProcessGroupEngine):
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Buffers are constants (frozen batch norm, position tables): nothing to broadcast at every forward.
         self.module = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        if self.config.precision in ("bf16_stochastic", "bf16_kahan"):
+            self.module.register_comm_hook(self.world_size, _mean_in_float32)
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
@@ -33,3 +39,10 @@ class DdpEngine(ProcessGroupEngine):
         super().check()
         if type(self.module) is not DistributedDataParallel:
             raise RuntimeError(f"engine ddp holds a {type(self.module).__name__}")
+
+
+def _mean_in_float32(processes: int, bucket: GradBucket) -> Future[Tensor]:
+    """Average a bucket of bfloat16 gradients in float32: sums of many processes would be rounded at every addition."""
+    gradients = bucket.buffer()
+    summed = dist.all_reduce(gradients.float().div_(processes), async_op=True).get_future()
+    return summed.then(lambda done: gradients.copy_(done.value()[0]))

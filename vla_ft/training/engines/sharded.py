@@ -23,6 +23,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from vla_ft.config import RunConfig
+from vla_ft.errors import UserError
 from vla_ft.policies.base import Model
 from vla_ft.training.engines.filling import joined, scatter_ranges, take_values
 from vla_ft.training.engines.mixed_units import admit_mixed_units
@@ -59,6 +60,11 @@ class ShardedEngine(ProcessGroupEngine):
         admit_mixed_units()
         self.model = self.module = model
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        if single := [name for name, shape in shapes.items() if not shape]:
+            raise UserError(
+                f"engine={self.name} cuts weights by rows, and {', '.join(single[:4])} is a single number. "
+                "Use engine=ddp or engine=zero2."
+            )
         self.pieces = {name: Piece.rows(shape, self._shards, self.shard) for name, shape in shapes.items()}
         # The same way on every process: shapes are cut first, values come afterwards, one tensor at a time.
         values = take_values(model)
@@ -73,7 +79,9 @@ class ShardedEngine(ProcessGroupEngine):
     def _policies(self) -> dict[str, Any]:
         pin = self.device.type == "cuda"
         offload = CPUOffloadPolicy(pin_memory=pin) if self._offloads else OffloadPolicy()
-        # Inputs are left alone: autocast decides what is computed in bfloat16; norms, softmax and loss stay float32.
+        # Inputs are left alone: autocast decides which operations run in bfloat16, so softmax, norms and loss run in
+        # float32. All weights are gathered in bfloat16 though, those of norms as well: half the traffic, and not quite
+        # the numbers of autocast over float32 weights (1e-4 relative in a first step).
         precision = MixedPrecisionPolicy()
         if self.config.precision != "fp32":
             precision = MixedPrecisionPolicy(

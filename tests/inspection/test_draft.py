@@ -1,0 +1,149 @@
+"""From a dataset alone to a recipe that trains, in every format, with what could not be known said."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from any_format import DESCRIPTION, FORMATS, break_episode, write_set
+
+from vla_ft.cli import main
+from vla_ft.config import load_run_config
+from vla_ft.data.sample import DatasetDescription
+from vla_ft.data.statistics import DatasetStatistics, statistics_cache
+from vla_ft.policies import act, registry
+
+NARROW = (
+    "steps=2", "batch.per_device=2", "model.hidden_dim=16", "model.heads=2", "model.feedforward_dim=16",
+    "model.encoder_layers=1", "model.decoder_layers=1", "model.vae_encoder_layers=1", "data.workers=0",
+    "freeze=[backbone]", "logging.every=1", "validation.samples=2",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLA_FT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VLA_FT_RUNS", str(tmp_path / "runs"))
+
+
+def drafted(path, tmp_path, *words):
+    """The exit code, and the file's text where there is one."""
+    file = tmp_path / "mine.yaml"
+    code = main(["recipe", "from-data", str(path), "policy=act", f"output={file}", *words])
+    return code, file.read_text() if file.is_file() else ""
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_recipe_trains_as_it_is(tmp_path, capsys, format):
+    path = write_set(tmp_path / "set", format)
+    code, text = drafted(path, tmp_path)
+    said = capsys.readouterr().out
+    assert code == 0, said
+    config = load_run_config([f"recipe={tmp_path / 'mine.yaml'}"])
+    assert (config.data.path, config.data.format) == (str(path), format)
+    assert config.data.cameras == ("top", "wrist")
+    assert config.model.chunk_size == 5, "one second"
+    assert config.batch.per_device == 8 and config.steps == 20000
+    assert "5 Hz" in text and "top 32x40, wrist 32x40" in text
+    kept = list(statistics_cache().glob("*.json"))
+    assert len(kept) == 1 and kept[0].name in text
+    assert main(["train", f"recipe={tmp_path / 'mine.yaml'}", *NARROW]) == 0
+    used = tmp_path / "runs" / "mine" / "checkpoints" / "step_00000002" / "statistics.json"
+    assert DatasetStatistics.load(used).source_hash == kept[0].stem, "the run finds the statistics"
+    knows_all = format in ("npz", "rlds")
+    assert ("whether actions are joints" in said) == (format == "lerobot")
+    assert ("what the dimensions of action are called" in said) == (format == "aloha_hdf5")
+    assert ("the units of action" in said) == (not knows_all)
+    assert all(line.strip("- ")[:40] in text for line in said.splitlines() if line.startswith("  - "))
+
+
+def test_what_the_user_says_is_in_the_recipe_and_no_longer_unknown(tmp_path, capsys):
+    path = write_set(tmp_path / "set", "lerobot")
+    words = (
+        "data.action_kind=joint",
+        "data.action_mode=absolute",
+        "data.cameras=[wrist]",
+        "data.validation_fraction=0",
+    )
+    assert drafted(path, tmp_path, *words)[0] == 0
+    assert "whether actions" not in capsys.readouterr().out
+    data = load_run_config([f"recipe={tmp_path / 'mine.yaml'}"]).data
+    assert (data.action_kind, data.action_mode, data.cameras) == ("joint", "absolute", ("wrist",))
+    assert data.validation_fraction == 0
+
+
+def test_an_assumed_rate_is_written_and_said(tmp_path, capsys):
+    import h5py
+
+    path = write_set(tmp_path / "set", "aloha_hdf5")
+    for file in path.glob("*.hdf5"):
+        with h5py.File(file, "r+") as episode:
+            del episode.attrs["fps"], episode.attrs["language_instruction"]
+    code, text = drafted(path, tmp_path)
+    said = capsys.readouterr().out
+    assert code == 0 and "fps: 50.0  # assumed" in text
+    assert "fps is assumed: 50" in said and "no episode has an instruction" in said
+    assert "4 of 4 episodes are shorter than a chunk of 50 steps" in said
+
+
+def test_a_mixture(tmp_path, capsys):
+    for name in ("left", "right"):
+        write_set(tmp_path / "sets" / name, "npz")
+    words = ("data.mix.left.path=left", "data.mix.right.weight=2")
+    assert drafted(tmp_path / "sets", tmp_path, *words)[0] == 0, capsys.readouterr()
+    data = load_run_config([f"recipe={tmp_path / 'mine.yaml'}"]).data
+    assert data.mix["right"].weight == 2 and data.mix["left"].path == "left"
+
+
+def test_damage_is_an_error_or_a_note(tmp_path, capsys):
+    path = write_set(tmp_path / "set", "npz")
+    break_episode(path, "npz", 1)
+    code, text = drafted(path, tmp_path)
+    assert (code, text) == (2, "") and "episode_000001.npz" in capsys.readouterr().err
+    code, text = drafted(path, tmp_path, "data.on_damage=skip")
+    assert code == 0 and "on_damage: skip" in text and "1 of 4 episodes left out" in text
+
+
+def test_mistakes_leave_no_file(tmp_path, capsys):
+    path = write_set(tmp_path / "set", "npz")
+    (tmp_path / "mine.yaml").write_text("mine")
+    assert drafted(path, tmp_path) == (2, "mine")
+    assert main(["recipe", "from-data", "policy=act"]) == 2
+    assert main(["recipe", "from-dta", str(path)]) == 2
+    assert main(["recipe", "from-data", str(path), "policy=atc", f"output={tmp_path / 'x.yaml'}"]) == 2
+    assert main(["recipe", "from-data", str(path), "policy=act", "base=nothing", f"output={tmp_path / 'x.yaml'}"]) == 2
+    said = capsys.readouterr().err
+    for sentence in ("exists already", "takes one dataset", "Did you mean 'from-data'", "'act'", "Unknown recipe"):
+        assert sentence in said
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["mine.yaml"]
+
+
+def test_a_policy_without_suggestions_has_its_defaults(tmp_path, monkeypatch, capsys):
+    silent = types.ModuleType("silent_policy")
+    for name in ("Config", "build_model", "build_processor", "load_weights"):
+        setattr(silent, name, getattr(act, name))
+    monkeypatch.setitem(sys.modules, "silent_policy", silent)
+    monkeypatch.setitem(registry.POLICIES, "silent", "silent_policy")
+    path = write_set(tmp_path / "set", "npz")
+    assert main(["recipe", "from-data", str(path), "policy=silent", f"output={tmp_path / 'mine.yaml'}"]) == 0
+    config = load_run_config([f"recipe={tmp_path / 'mine.yaml'}"])
+    assert config.model == act.Config() and config.policy == "silent"
+    assert "makes no suggestions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("size", "fps", "expected"),
+    [
+        ((480, 640), 50.0, {"chunk_size": 50, "image_size": None}),
+        ((1080, 1920), 29.97, {"chunk_size": 30, "image_size": [480, 856]}),
+        ((224, 224), 0.0, {"image_size": None}),
+        ((224, 224), 0.2, {"chunk_size": 1, "image_size": None}),
+    ],
+)
+def test_what_act_suggests(size, fps, expected):
+    about = DatasetDescription.from_json({**DESCRIPTION.to_json(), "cameras": {"top": size}, "fps": fps})
+    statistics = DatasetStatistics(features={}, source_hash="")
+    assert act.suggest(about, statistics) == expected
+    assert np.all(np.array(expected["image_size"] or [8]) % 8 == 0)

@@ -1,0 +1,18 @@
+"""What is an episode's damage, and what a fault of the machine that reads it."""
+
+from __future__ import annotations
+
+import errno
+
+from vla_ft.errors import UserError
+
+
+def damage_sentence(error: UserError) -> str:
+    """What is wrong with an episode. Raises ``error`` itself when the machine failed (a disk, the network, rights), not
+    the data: the next attempt may find the episode whole, so it must not be left out."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
+            raise error
+        cause = cause.__cause__ or cause.__context__
+    return str(error)

@@ -1,0 +1,51 @@
+"""``vla-ft data check``: the words it takes, and where its findings go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from vla_ft.config import DataConfig
+from vla_ft.data.checking.dataset import CheckOptions, check_dataset
+from vla_ft.data.checking.findings import CheckReport
+from vla_ft.data.checking.frames import ImageMode
+from vla_ft.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """What ``vla-ft data check`` takes; ``data`` as in a recipe."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    data: DataConfig
+    images: ImageMode = "sample"
+    """Which frames are decoded: ``all``, a few of each episode and camera (``sample``), or ``none``."""
+    on_damage: Literal["error", "skip"] = "error"
+    """Judge as a run with that ``data.on_damage``: ``skip`` counts damaged episodes and does not call them wrong."""
+    chunk: Annotated[int, Field(gt=0)] | None = None
+    """Steps of an action chunk: shorter episodes are told. null means one second."""
+    workers: Annotated[int, Field(ge=0)] = min(4, os.cpu_count() or 1)
+    output: str | None = None
+    """Where to write all findings as JSON."""
+
+
+def check(config: CheckConfig) -> CheckReport:
+    """Check a dataset and write ``output``. Raises UserError for data that cannot be opened at all."""
+    output = Path(config.output) if config.output else None
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"output={output} cannot be written: its folder does not exist. Make it first.")
+    data = dataclasses.replace(config.data, on_damage="skip")  # all damage is looked for, not the first
+    options = CheckOptions(
+        images=config.images, chunk=config.chunk, skip=config.on_damage == "skip", workers=config.workers
+    )
+    report = check_dataset(data.open(data.path), options)
+    if output is not None:
+        output.write_text(json.dumps(report.to_json(), indent=1))
+    return report
