@@ -23,8 +23,8 @@ from vla_ft.planning.imagined import describe
 from vla_ft.planning.measurement import measure_step
 from vla_ft.planning.overlay import Peak, moments
 from vla_ft.planning.rehearsal import rehearse
-from vla_ft.training.compatibility import SHARDED, Setup
 from vla_ft.training import engines
+from vla_ft.training.compatibility import SHARDED, Setup
 from vla_ft.training.engines import process_group
 
 SMALL = (
