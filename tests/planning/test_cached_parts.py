@@ -22,7 +22,7 @@ from vla_ft.training.compatibility import Setup
 
 TOLERANCE = 0.03
 SMALL = (
-    "recipe=act-mock", "device=cpu", "data.mock.image_size=[64,96]", "data.mock.cameras=[a,b]", "batch.per_device=4",
+    "recipe=act-mock", "device=cpu", "data.mock.image_size=[64,96]", "data.mock.cameras=[a,b]", "batch.per_device=16",
     "freeze=[backbone]", "model.hidden_dim=128",
 )  # fmt: skip
 CACHED = (*SMALL, "frozen_features.parts=[backbone]")

@@ -42,15 +42,17 @@ def plan(config: RunConfig, planner: Planner, target: Target) -> Plan:
     """Forecast the sensible combinations of engine, precision, optimizer, offload and checkpointing on ``target``.
 
     Combinations that the compatibility table refuses are left out, and those that add a further change to one that
-    fits already. Traces are shared between the rest. Other methods are looked at when the asked one does not fit.
+    fits already. Traces are shared between the rest. Other methods are looked at when nothing fits that leaves the
+    maths alone.
     """
     options, hopeless = _options(config, planner, target)
     asked = next((option for option in options if not option.overrides), None)
     fitting = [option for option in options if option.forecast.fits(target)]
     recommended = asked if asked is not None and asked in fitting else next(iter(fitting), None)
-    alternatives = () if asked in fitting else tuple(_alternatives(config, planner, target, recommended))
     if recommended is None:
         recommended = _smaller_batch(config, planner, target, options)
+    enough = recommended is not None and not recommended.changes_maths
+    alternatives = () if enough else tuple(_alternatives(config, planner, target, recommended))
     largest = largest_batch(recommended, planner, target) if recommended else 0
     refused = tuple(refusals(setup_of(config, target, planner)))
     return Plan(target, asked, tuple(options), alternatives, recommended, largest, planner.traced, hopeless, refused)
