@@ -45,3 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def golden_root(pytestconfig: pytest.Config) -> Path:
     """Folder with the golden numbers, one sub-folder a policy or format."""
     return pytestconfig.getoption("--golden-root")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests under the mark ``gpu`` run where there is a card, and are skipped by name elsewhere."""
+    if item.get_closest_marker("gpu") is not None:
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA card")
