@@ -12,8 +12,8 @@ from vla_ft.training.engines.zero_settings import host_bytes
 PROCESS = 3.0 * GIB
 """A training process with CUDA's libraries (general knowledge, not measured)."""
 WORKER = 0.2 * GIB
-"""A data worker. Its own memory, pages that it shares with its parent left out, was 103 and 116 MiB after eight batches of
-28 MiB (benchmarks/results/memory_forecast.json); rounded up for files that it keeps open in a longer run."""
+"""A data worker. Its own memory, pages that it shares with its parent left out, was 103 and 116 MiB after eight batches
+of 28 MiB (benchmarks/results/memory_forecast.json); rounded up for files that it keeps open in a longer run."""
 PREFETCH = 2
 """Batches that a worker reads ahead."""
 
