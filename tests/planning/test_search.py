@@ -90,7 +90,22 @@ def test_states_that_exceed_the_card_say_that_the_batch_does_not_help(planner):
     assert "a smaller batch.per_device frees activations alone" in " ".join(sentences(found))
     data = plan_as_data(found)
     assert all(option["fits"] == (option["needed"] <= 2**30) for option in data["options"])
-    assert {option["method"] for option in data["alternatives"]} >= {"vlm frozen"}
+
+
+def test_other_methods_are_looked_at_where_nothing_fits(planner):
+    found = planned(planner, 0.75, 1)
+    assert found.recommended is None and found.largest_batch == 0
+    assert {option.method for option in found.alternatives} >= {"vlm frozen"}
+    assert found.hopeless > 0, "without a trace"
+
+
+def test_smaller_pieces_of_the_same_batch_are_forecast_with_their_accumulation(planner):
+    found = planned(planner, 1.7, 2, "batch.per_device=1024")
+    best = found.recommended
+    assert best is not None and best.config.batch.per_device * best.config.batch.accumulation == 1024
+    assert best.forecast.setup == Setup.of(best.config, 2, 2)
+    assert best.forecast.setup.accumulation == best.config.batch.accumulation > 1
+    assert found.alternatives == ()
 
 
 def test_fewer_bytes_in_every_step_of_sharding(planner):

@@ -217,13 +217,14 @@ def _smaller_batch(config: RunConfig, planner: Planner, target: Target, options:
         largest = largest_batch(option, planner, target)
         whole = option.config.batch.per_device * option.config.batch.accumulation
         sizes = [size for size in range(min(largest, option.config.batch.per_device), 0, -1) if whole % size == 0]
-        if not sizes:
-            continue
-        batch = dataclasses.replace(option.config.batch, per_device=sizes[0], accumulation=whole // sizes[0])
-        changed = dataclasses.replace(option.config, batch=batch)
-        forecast = planner.forecast(changed, option.forecast.setup)
-        if forecast.fits(target):
-            return dataclasses.replace(
-                option, config=changed, overrides=words_of(config, changed), forecast=forecast, cost=option.cost + 1
-            )
+        for size in sizes[:2]:  # gradients of earlier micro-batches may take what the largest leaves
+            batch = dataclasses.replace(option.config.batch, per_device=size, accumulation=whole // size)
+            changed = dataclasses.replace(option.config, batch=batch)
+            setup = setup_of(changed, target, planner)
+            if refusals(setup):
+                break
+            forecast = planner.forecast(changed, setup)
+            if forecast.fits(target):
+                words = words_of(config, changed)
+                return Option(changed, words, option.changes_maths, option.cost + 1, forecast)
     return None
