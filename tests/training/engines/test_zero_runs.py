@@ -91,7 +91,15 @@ def test_export_gives_the_averaged_masters(runs, tmp_path):
 
 
 def test_nothing_of_deepspeed_is_left_in_the_run_folder(runs):
-    known = {"checkpoints", "config.json", "environment.json", "metrics.jsonl", "statistics.json", "tensorboard"}
+    known = {
+        "checkpoints",
+        "config.json",
+        "data.json",
+        "environment.json",
+        "metrics.jsonl",
+        "statistics.json",
+        "tensorboard",
+    }
     assert {p.name for p in (runs / "zero2").iterdir() if not p.name.startswith(("mock_", "."))} == known
     assert not [p for p in checkpoint(runs / "zero2", 5).iterdir() if p.suffix in (".pt", ".pth", ".pkl", ".bin")]
 

@@ -1,7 +1,6 @@
 """One full copy per process, gradients averaged (Li et al., 2020)."""
 
-from __future__ import annotations
-
+# No deferred annotations here: torch reads those of a communication hook and expects the types themselves.
 import contextlib
 from collections.abc import Iterator
 
