@@ -411,7 +411,7 @@ def test_features_of_frames_and_of_whole_samples(tmp_path: Path) -> None:
             torch.testing.assert_close(features_batch[key], value)
 
     again = AlohaHdf5Reader(next(tmp_path.glob("mock_*")))
-    again._instructions = ["another task"] * 3
+    again._instructions = dict.fromkeys(range(3), "another task")
     with pytest.raises(UserError, match="the instructions differ"):
         cache_features(config, engine, again, whole, processor, None, print)
 
