@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -103,7 +104,7 @@ class Slice:
     count: int
 
 
-class Masters:
+class Masters(ABC):
     """The flat masters of one process: shares of weights, gradients and optimizer state by name."""
 
     flats: Sequence[Tensor]
@@ -141,13 +142,13 @@ class Masters:
                     flat.grad.zero_()
 
     @property
+    @abstractmethod
     def offloads(self) -> bool:
         """Whether masters are in host memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def push(self) -> None:
         """Round masters into the model's weights, on every process. Collective."""
-        raise NotImplementedError
 
 
 class FlatMasters(Masters):
