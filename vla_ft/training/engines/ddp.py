@@ -39,6 +39,13 @@ class DdpEngine(ProcessGroupEngine):
         if type(self.module) is not DistributedDataParallel:
             raise RuntimeError(f"engine ddp holds a {type(self.module).__name__}")
 
+    def close(self) -> None:
+        # The reducer must not be the last to hold the process group: it would end gloo's threads while it holds the
+        # interpreter's lock, which they may be waiting for to drop their last tensor. Neither goes on then.
+        if wrapped := getattr(self, "module", None):
+            del wrapped.reducer, wrapped.logger
+        super().close()
+
 
 def _mean_in_float32(processes: int, bucket: GradBucket) -> Future[Tensor]:
     """Average a bucket of bfloat16 gradients in float32: sums of many processes would be rounded at every addition."""
