@@ -1,5 +1,6 @@
 """``python -m vla_ft``."""
 
 from vla_ft.cli import main
+from vla_ft.training.launch import leave
 
-raise SystemExit(main())
+leave(main())

@@ -227,9 +227,10 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_encoding_leaves_the_priority_of_this_process_alone(tmp_path: Path) -> None:
     """SVT-AV1 gives itself and its caller real-time priority where it may, as root may; children would inherit it."""
+    before = os.sched_getscheduler(0)
     with VideoEncoder(tmp_path / "a.mp4", 10, (64, 64), choose_encoder()) as encoder:
         for _ in range(3):
             encoder.add(np.zeros((64, 64, 3), np.uint8))
         threads = [int(name) for name in os.listdir("/proc/self/task")]
-        assert {os.sched_getscheduler(thread) for thread in threads} == {os.sched_getscheduler(os.getppid())}
-    assert os.sched_getscheduler(0) == os.sched_getscheduler(os.getppid())
+        assert {os.sched_getscheduler(thread) for thread in threads} == {before}
+    assert os.sched_getscheduler(0) == before

@@ -1,7 +1,6 @@
 """Several training runs, one after another, inside one launch of several processes: starting them is what takes time.
 
-``python engine_runs.py OUTPUT CASES`` is one of the processes; ``run_cases`` starts them all and judges by the
-file that the main one leaves: a process may be aborted by gloo while it ends, after everything has been done.
+``python engine_runs.py OUTPUT CASES`` is one of the processes; ``run_cases`` starts them all.
 """
 
 from __future__ import annotations
@@ -43,7 +42,8 @@ def run_cases(output: Path, cases: Mapping[str, Sequence[str]], processes: int) 
     _wait(running, time.monotonic() + 600)
     logs = "\n".join((output / f"log{rank}").read_text()[-6000:] for rank in range(processes))
     done = output / DONE
-    assert done.is_file() and json.loads(done.read_text()) == list(cases), logs
+    assert [process.returncode for process in running] == [0] * processes, logs
+    assert json.loads(done.read_text()) == list(cases), logs
 
 
 def single(output: Path, *words: str) -> None:
@@ -81,6 +81,7 @@ def _agree_on_port(place: Path) -> None:
 
 def _main() -> None:
     from vla_ft.config import load_run_config
+    from vla_ft.training.launch import leave
     from vla_ft.training.trainer import train
 
     output, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -92,6 +93,7 @@ def _main() -> None:
         finished.append(name)
     if os.environ["RANK"] == "0":
         (output / DONE).write_text(json.dumps(finished))
+    leave(0)
 
 
 if __name__ == "__main__":

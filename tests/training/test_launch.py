@@ -77,3 +77,24 @@ def test_processes(monkeypatch):
     assert processes_for(3, "cpu") == 3
     monkeypatch.setenv("RANK", "0")
     assert processes_for(3, "cpu") == 1, "a launcher has started this process already"
+
+
+# What happens to gloo's threads is left to chance; this one aborts every time the interpreter is torn down.
+DOOMED = """
+import atexit, os, sys
+class Doomed:
+    def __del__(self):
+        os.abort()
+doomed = Doomed()
+atexit.register(print, "handlers ran")
+from vla_ft.training.launch import leave
+print("done")
+leave(3)
+"""
+
+
+@pytest.mark.parametrize(("variables", "code"), [({}, -signal.SIGABRT), ({"WORLD_SIZE": "2"}, 3)], ids=["one", "two"])
+def test_one_of_several_leaves_whatever_its_threads_do(variables, code):
+    environment = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
+    ended = subprocess.run([sys.executable, "-c", DOOMED], env=environment | variables, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (code, "done\nhandlers ran\n")

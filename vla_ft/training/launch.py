@@ -5,6 +5,7 @@ Several machines are started with torchrun itself; the trainer reads the same en
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -16,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from vla_ft.training.resilience import EXIT_INTERRUPTED
 
@@ -83,6 +85,21 @@ def follow_launcher() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(launcher):  # it died before this line
             os._exit(128 + signal.SIGKILL)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with ``code``; one of several does so without tearing the interpreter down.
+
+    Exit handlers run and output is flushed as ever. But torch's gloo threads may outlive the process group (FSDP2's
+    mesh keeps it), and one that asks for the interpreter while it goes down aborts the process: a run that had finished
+    then ended with 134 (seen with torch 2.7.1 and 2.13).
+    """
+    if "WORLD_SIZE" not in os.environ:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def tell_launcher(message: str) -> bool:
