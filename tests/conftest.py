@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as vla_ft.cli does, before anything imports torch
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several on this machine's cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What tests compute must not outlive them in the user's own cache.
 _cache = tempfile.TemporaryDirectory(prefix="vla-ft-test-cache-")
 os.environ["VLA_FT_CACHE"] = _cache.name
@@ -45,6 +47,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def golden_root(pytestconfig: pytest.Config) -> Path:
     """Folder with the golden numbers, one sub-folder a policy or format."""
     return pytestconfig.getoption("--golden-root")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Several processes share the suite by files, so that a module's runs are made once; one of them has the engine."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "docker" if item.get_closest_marker("docker") is not None else item.nodeid.split("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -68,6 +68,7 @@ def test_command_lines():
     assert jobs.smoke(["steps=3"]).service_arguments == ("steps=3",)
     assert jobs.train([]).arguments == ("train",)
     assert jobs.train(["recipe=x"]).arguments == ("train", "recipe=x")
+    assert jobs.tests().arguments[:2] == ("-n", "auto"), "the whole suite, by a process per core"
     assert jobs.tests(["-k", "locks"]).command("PY") == ["PY", "-m", "pytest", "-k", "locks"]
     assert jobs.record(["episodes=2"]).extra == "sim"
 

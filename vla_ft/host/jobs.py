@@ -74,8 +74,8 @@ def record(arguments: Sequence[str]) -> Job:
 
 
 def tests(arguments: Sequence[str] = ()) -> Job:
-    """The test suite."""
-    return Job("pytest", tuple(arguments))
+    """The test suite: the whole of it by a process per core, or what the arguments say, as pytest itself would."""
+    return Job("pytest", tuple(arguments) or ("-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup"))
 
 
 def words(text: str, remainder: str = "") -> list[str]:
