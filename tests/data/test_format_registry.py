@@ -28,7 +28,7 @@ def test_names_are_checked(aloha_set: SetOnDisk, tmp_path: Path) -> None:
         open_dataset(aloha_set.folder, jpeg_channels="gbr")
     with pytest.raises(UserError, match="expected steps per second above 0"):
         open_dataset(aloha_set.folder, fps=-1)
-    with pytest.raises(UserError, match="No dataset at"):
+    with pytest.raises(UserError, match="Dataset not found: nothing lies at"):
         open_dataset(tmp_path / "nowhere")
 
 
