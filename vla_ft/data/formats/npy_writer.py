@@ -52,6 +52,7 @@ class NpyWriter(DatasetWriter):
         self.path = Path(folder)
         self.description = self.kept = description
         self._types = _row_types(description)
+        self._committed = 0
         self._lock: int | None = None
         with explained(self.path), closing_on_error(self):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -77,14 +78,16 @@ class NpyWriter(DatasetWriter):
                 for file in files.values():
                     file.flush()
                     os.fsync(file.fileno())
+            line = json.dumps([length, instruction]).encode() + b"\n"
             with explained(self.path), (self.path / _JOURNAL).open("ab") as journal:
-                journal.write(json.dumps([length, instruction]).encode() + b"\n")
+                journal.write(line)
                 journal.flush()
                 os.fsync(journal.fileno())
         except BaseException:
             self._cut()
             raise
         self._episodes.append((length, instruction))
+        self._committed += len(line)
         self.done += 1
 
     def finish(self) -> Path:
@@ -125,21 +128,21 @@ class NpyWriter(DatasetWriter):
             if (self.path / name).is_file():
                 os.replace(self.path / name, self._hidden(name))
         episodes: list[tuple[int, str]] = []
-        journal, sound = self.path / _JOURNAL, 0
+        journal = self.path / _JOURNAL
         for line in journal.read_bytes().splitlines(keepends=True) if journal.is_file() else ():
             if not line.endswith(b"\n"):
                 break
             length, instruction = json.loads(line)
             episodes.append((int(length), str(instruction)))
-            sound += len(line)
-        if journal.is_file():
-            os.truncate(journal, sound)
+            self._committed += len(line)
         self._episodes = episodes
         self._cut()
         return episodes
 
     def _cut(self) -> None:
-        """Bring every file to the committed steps."""
+        """Bring the journal to its committed lines, then every file to their steps."""
+        if (self.path / _JOURNAL).is_file():
+            os.truncate(self.path / _JOURNAL, self._committed)
         steps = sum(length for length, _ in self._episodes)
         for name, kind in self._types.items():
             path, header = self._hidden(name), write_header(kind.base, (0, *kind.shape))
