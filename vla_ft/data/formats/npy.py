@@ -61,7 +61,7 @@ class NpyReader(EpisodeReader):
         self._starts = np.cumsum(contents.lengths) - contents.lengths
         about = describe(self.path, contents, cameras)
         given = {"fps": fps, "action_kind": action_kind, "action_mode": action_mode, "name": name}
-        told = {key: value for key, value in given.items() if value is not None}
+        told: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         self.description = dataclasses.replace(about.description, **told)
         self.assumed = {key: why for key, why in about.assumed.items() if key not in told}
         self._instructions = [text or instruction for text in about.instructions]

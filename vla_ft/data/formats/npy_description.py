@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,12 +96,7 @@ def _from_file(folder: Path, contents: Contents) -> About:
     content, description = load_described(path)
     if content.get("layout") != LAYOUT:
         raise UserError(f"{path} has layout {content.get('layout')!r}, expected {LAYOUT!r}. Write the set again.")
-    episodes = len(contents.lengths)
-    texts, number = content.get("instructions"), content.get("instruction_of")
-    fits = isinstance(texts, list) and isinstance(number, list) and len(number) == episodes
-    fits = fits and all(isinstance(text, str) for text in texts)
-    if not fits or not all(type(n) is int and 0 <= n < len(texts) for n in number):
-        raise UserError(f"{path}: its instructions are not one for each of {episodes} episodes. Write the set again.")
+    texts = _instructions(path, content, len(contents.lengths))
     seen = (contents.action.shape[1], contents.columns[STATE].shape[1], camera_sizes(contents.columns))
     told = (description.action_dim, description.proprio_dim, description.cameras)
     if seen != told:
@@ -110,7 +106,17 @@ def _from_file(folder: Path, contents: Contents) -> About:
         )
     if contents.sums is None and content.get("checksums"):
         raise UserError(f"Dataset not found: {folder} has no checksums.npy, with which it was written. Copy it again.")
-    return About(description, [texts[n] for n in number], {})
+    return About(description, texts, {})
+
+
+def _instructions(path: Path, content: dict[str, Any], episodes: int) -> list[str]:
+    """One an episode: each text is kept once, and its number for every episode."""
+    texts, numbers = content.get("instructions"), content.get("instruction_of")
+    if isinstance(texts, list) and isinstance(numbers, list) and len(numbers) == episodes:
+        sound = all(isinstance(text, str) for text in texts)
+        if sound and all(type(n) is int and 0 <= n < len(texts) for n in numbers):
+            return [texts[n] for n in numbers]
+    raise UserError(f"{path}: its instructions are not one for each of {episodes} episodes. Write the set again.")
 
 
 def pixels_of(stored: np.ndarray, steps: np.ndarray) -> np.ndarray:

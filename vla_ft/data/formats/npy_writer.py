@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -112,7 +112,7 @@ class NpyWriter(DatasetWriter):
     def _hidden(self, name: str) -> Path:
         return self.path / f".{name}.unfinished"
 
-    def _append(self, files: dict[str, IO[bytes]], step: Step) -> None:
+    def _append(self, files: Mapping[str, IO[bytes]], step: Step) -> None:
         record = np.zeros((), dtype=self._types[OBSERVATIONS[0]])
         parts = {ACTIONS: np.ascontiguousarray(step["action"], dtype=self._types[ACTIONS].base)}
         for name in record.dtype.names or ():
