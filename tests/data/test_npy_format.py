@@ -53,6 +53,9 @@ def test_the_fingerprint_is_of_the_numbers_whatever_the_form(tmp_path: Path) -> 
     for form, write in FORMS.items():
         write(tmp_path / form, columns())
     assert len({opened(tmp_path / form).fingerprint() for form in FORMS}) == 1
+    path = tmp_path / "ours" / "vla_ft.json"
+    path.write_text(path.read_text().replace("left_joint_0", "shoulder"))
+    assert opened(tmp_path / "ours").fingerprint() != opened(tmp_path / "npz").fingerprint(), "statistics carry names"
 
 
 @pytest.mark.parametrize("form", PICKLED)

@@ -92,12 +92,17 @@ def write_raw(folder: Path, values: dict[str, np.ndarray], lengths: tuple[int, .
     )
 
 
+def _names(*hand: str) -> tuple[str, ...]:
+    """As the reader names the guide's dimensions."""
+    return tuple(f"{side}_{name}" for side in ("left", "right") for name in (*(f"joint_{i}" for i in range(6)), *hand))
+
+
 def write_ours(folder: Path, values: dict[str, np.ndarray], lengths: tuple[int, ...] = LENGTHS) -> None:
     """What ``NpyWriter`` makes."""
     about = DatasetDescription(
         name="guide", cameras={"left": SIZE, "right": SIZE}, action_kind="joint", action_mode="absolute",
-        action_names=tuple(f"a{i}" for i in range(14)), action_units=("rad",) * 14,
-        proprio_names=tuple(f"s{i}" for i in range(16)), proprio_units=("rad",) * 16, gripper="unknown", fps=20.0,
+        action_names=_names("gripper"), action_units=("rad",) * 14,
+        proprio_names=_names("finger_0", "finger_1"), proprio_units=("rad",) * 16, gripper="unknown", fps=20.0,
     )  # fmt: skip
     writer, start = NpyWriter(folder, about), 0
     for number, length in enumerate(lengths):

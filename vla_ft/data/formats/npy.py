@@ -87,9 +87,13 @@ class NpyReader(EpisodeReader):
         return self._instructions[episode]
 
     def fingerprint(self) -> str:
-        """Hash of lengths and all action and state values in float32; computed once."""
+        """Hash of lengths, names of dimensions and all action and state values in float32; computed once.
+
+        Names: the same numbers may lie in forms that name them and in forms that do not, and statistics carry them.
+        """
         if self._fingerprint is None:
-            digest = hashlib.sha256(b"npy")
+            about = self.description
+            digest = hashlib.sha256(f"npy {about.action_names} {about.proprio_names}".encode())
             for episode, length in enumerate(self.lengths):
                 digest.update(f"{length}".encode())
                 values = self.read(episode, np.arange(length), tuple(_STORED))
