@@ -20,7 +20,7 @@ from torch import Tensor
 
 COVERAGE: tuple[tuple[str, str], ...] = (
     ("act/lerobot_act_checkpoint*", "LeRobot policy folders: come with the checkpoint formats"),
-    ("act/npy_*", "the guide's npy layouts: come with the data formats"),
+    ("act/npy*", "test_act_npy.py"),
     ("act/fusion_heads*", "camera fusion heads: come with the guide's interface"),
     ("act/detrvae_*", "test_act_model.py"),
     ("act/policy_resnet*", "test_act_model.py"),
