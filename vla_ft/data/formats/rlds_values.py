@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Mapping
 
@@ -73,7 +74,7 @@ def _numbers(feature: Feature, dtype: str) -> np.ndarray:
 
 
 def _reshape(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    known = int(np.prod([n for n in shape if n != -1], dtype=np.int64))
+    known = math.prod(n for n in shape if n != -1)
     fits = len(flat) == known if -1 not in shape else known > 0 and len(flat) % known == 0
     if not fits:
         raise WireError(
