@@ -185,3 +185,18 @@ def test_old_layouts_are_removed_and_a_full_place_is_survived(
         sample(reader, 0)
         assert all(np.array_equal(read[key], wanted[key]) for key in wanted)
     assert not list(folder.glob(".*")) and not list((tmp_path / "cache").rglob("*.*"))
+
+
+def test_a_broken_list_concerns_those_alone_who_ask_for_it(folder: Path) -> None:
+    shard = folder / SHARD
+    records = [bytes(payload) for _, payload in tfrecord.scan(shard)]
+    place = parse_example(records[1])["steps/observation/image_wrist"].start
+    records[1] = records[1][:place] + b"\x12" + records[1][place + 1 :]  # another tag for its first value
+    shard.write_bytes(b"".join(map(tfrecord.frame, records)))
+    reader = RldsReader(folder)
+    steps = np.arange(3)
+    for _ in range(2):
+        assert reader.read(1, steps, ("action", "image_top"))["image_top"].any()
+        with pytest.raises(UserError, match=r"image_wrist: tag 18 at byte \d+ of a bytes list"):
+            reader.read(1, steps, ("image_wrist",))
+        assert reader.read(0, steps, ("image_wrist",))["image_wrist"].any()

@@ -169,8 +169,8 @@ def _scan_shard(
         number = len(found) + len(damaged)
         try:
             features = parse_example(payload)
-            steps, row = steps_of(features), layout_row(features, names).tobytes()
-            found[number] = (record, steps, (layouts.tell(), len(row)))
+            row = _row(features, names)
+            found[number] = (record, steps_of(features), (layouts.tell(), len(row)))
             layouts.write(row)
         except (WireError, KeyError) as error:
             damaged[number] = (
@@ -178,6 +178,14 @@ def _scan_shard(
                 "describes: copy the shard again, or remove the dataset."
             )
     return found, damaged
+
+
+def _row(features: dict[str, Feature], names: dict[str, int]) -> bytes:
+    """A record's layout; none where a list is broken, which concerns those alone who ask for that list."""
+    try:
+        return layout_row(features, names).tobytes()
+    except WireError:
+        return b""
 
 
 def _identity(shards: tuple[Path, ...]) -> str:
