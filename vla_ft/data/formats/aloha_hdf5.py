@@ -197,7 +197,7 @@ class AlohaHdf5Reader(EpisodeReader):
 
     def _decode(self, file: OpenFile, path: Path, camera: str, row: int) -> np.ndarray:
         with _open_frame(file, camera, row) as image:
-            frame = np.asarray(image.convert("RGB"))
+            frame = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which copies
         if frame.shape[:2] != self.description.cameras[camera]:
             raise UserError(
                 f"{path}: frame {row} of {camera} is {frame.shape[0]} x {frame.shape[1]} pixels, but the set begins "

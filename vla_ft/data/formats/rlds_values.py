@@ -40,7 +40,7 @@ def decode_image(encoded: bytes) -> np.ndarray:
     """A JPEG or PNG as uint8 [H, W, 3]. Raises WireError."""
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which copies
     except Exception as error:  # Pillow's decoders raise whatever damage makes them stumble over
         raise WireError(f"{len(encoded)} bytes that are no JPEG or PNG ({error})") from error
 
