@@ -5,7 +5,8 @@
     python benchmarks/rlds_reading.py scale FOLDER --output JSON
 
 ``compare`` runs each reader in a process of its own; the other interpreter needs tensorflow and tensorflow-datasets.
-All go over every record: framing, checksums, the lists of every feature, numbers as arrays, images left encoded.
+All go over every record: framing, checksums, the lists of every feature, numbers as arrays, images left encoded. The
+two parsers are measured alone as well, on records in memory.
 ``scale`` writes sets of 1 to 100,000 small episodes and measures the first sample once indexed, and resident memory
 over random samples.
 """
@@ -21,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -62,24 +64,36 @@ def describe(size: tuple[int, int]):
 
 def read_ours(folder: Path, passes: int) -> int:
     """Frames parsed: every list of every record, numbers as arrays, every string and image located in the record."""
-    from vla_ft.data.formats.tf_example import parse_example
     from vla_ft.data.formats.tfrecord import scan
 
-    frames = 0
-    for shard in sorted(folder.glob("*.tfrecord-*")) * passes:
-        for _, payload in scan(shard):
-            features = parse_example(payload)
-            for feature in features.values():
-                {"bytes": feature.spans, "float": feature.floats, "int64": feature.ints}[feature.kind]()
-            frames += len(features["steps/is_first"].ints())
-    return frames
+    shards = sorted(folder.glob("*.tfrecord-*")) * passes
+    return sum(parse(payload) for shard in shards for _, payload in scan(shard))
+
+
+def parse(record: bytes | memoryview) -> int:
+    """All lists of a record, decoded or located; the number of its frames."""
+    from vla_ft.data.formats.tf_example import parse_example
+
+    features = parse_example(record)
+    for feature in features.values():
+        {"bytes": feature.spans, "float": feature.floats, "int64": feature.ints}[feature.kind]()
+    return features["steps/is_first"].count()
 
 
 def read_tf(folder: Path, passes: int) -> int:
     """The same by plain tf.data, two records in parallel, all features known beforehand."""
     import tensorflow as tf
 
-    spec = {
+    spec = tf_spec(tf)
+    shards = sorted(map(str, folder.glob("*.tfrecord-*")))
+    dataset = tf.data.TFRecordDataset(shards).repeat(passes)
+    dataset = dataset.map(lambda record: tf.io.parse_single_example(record, spec), num_parallel_calls=2).prefetch(2)
+    return sum(int(episode["steps/is_first"].shape[0]) for episode in dataset)
+
+
+def tf_spec(tf) -> dict:
+    """All features, as tf.io wants to be told them."""
+    return {
         f"steps/{name}": tf.io.FixedLenSequenceFeature(shape, dtype, allow_missing=True)
         for name, shape, dtype in (
             ("observation/image", (), tf.string), ("observation/state", (8,), tf.float32), ("action", (7,), tf.float32),
@@ -87,10 +101,6 @@ def read_tf(folder: Path, passes: int) -> int:
             ("is_first", (), tf.int64), ("is_last", (), tf.int64), ("is_terminal", (), tf.int64),
         )
     }  # fmt: skip
-    shards = sorted(map(str, folder.glob("*.tfrecord-*")))
-    dataset = tf.data.TFRecordDataset(shards).repeat(passes)
-    dataset = dataset.map(lambda record: tf.io.parse_single_example(record, spec), num_parallel_calls=2).prefetch(2)
-    return sum(int(episode["steps/is_first"].shape[0]) for episode in dataset)
 
 
 def read_tfds(folder: Path, passes: int) -> int:
@@ -102,7 +112,39 @@ def read_tfds(folder: Path, passes: int) -> int:
     return sum(int(episode["steps"]["is_first"].shape[0]) for episode in dataset.repeat(passes))
 
 
-READERS = {"ours": read_ours, "tf": read_tf, "tfds": read_tfds}
+@cache
+def records(folder: Path) -> list[bytes]:
+    """All records, in memory."""
+    from vla_ft.data.formats.tfrecord import scan
+
+    return [bytes(payload) for shard in sorted(folder.glob("*.tfrecord-*")) for _, payload in scan(shard)]
+
+
+def parse_ours(folder: Path, passes: int) -> int:
+    """Our parser alone, on records in memory: no files, no checksums."""
+    return sum(parse(record) for record in records(folder) * passes)
+
+
+def parse_tf(folder: Path, passes: int) -> int:
+    """TensorFlow's parser alone: one graph over all records, so that neither tf.data nor Python takes a part."""
+    import tensorflow as tf
+
+    if folder not in _GRAPHS:
+        shards = sorted(map(str, folder.glob("*.tfrecord-*")))
+        held = [tf.constant(record) for record in tf.data.TFRecordDataset(shards).as_numpy_iterator()]
+        spec = tf_spec(tf)
+
+        @tf.function
+        def graph():
+            return [tf.io.parse_single_example(record, spec) for record in held]
+
+        _GRAPHS[folder] = graph
+    return sum(int(episode["steps/is_first"].shape[0]) for _ in range(passes) for episode in _GRAPHS[folder]())
+
+
+_GRAPHS: dict = {}
+READERS = {"ours": read_ours, "tf": read_tf, "tfds": read_tfds, "ours_parser": parse_ours, "tf_parser": parse_tf}
+PAIRS = (("ours", "tf"), ("ours", "tfds"), ("ours_parser", "tf_parser"))
 
 
 def one(kind: str, folder: Path) -> None:
@@ -126,18 +168,18 @@ def compare(folder: Path, tf_python: str, rounds: int) -> dict:
     for _ in range(rounds):
         for kind in READERS:
             environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
-            command = [sys.executable if kind == "ours" else tf_python, __file__, "one", kind, str(folder)]
+            command = [sys.executable if kind.startswith("ours") else tf_python, __file__, "one", kind, str(folder)]
             done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
             runs.append(json.loads(done.stdout.splitlines()[-1]) | {"load": os.getloadavg()[0]})
             print(runs[-1], flush=True)
     names = ("frames_per_second", "frames_per_cpu_second", "peak_rss_mib")
     by_kind = {kind: [run for run in runs if run["kind"] == kind] for kind in READERS}
     ratios = {
-        f"ours_to_{kind}": {
-            name: statistics.median(a[name] / b[name] for a, b in zip(by_kind["ours"], by_kind[kind], strict=True))
+        f"{mine}_to_{theirs}": {
+            name: statistics.median(a[name] / b[name] for a, b in zip(by_kind[mine], by_kind[theirs], strict=True))
             for name in names
         }
-        for kind in ("tf", "tfds")
+        for mine, theirs in PAIRS
     }
     medians = {kind: {n: statistics.median(r[n] for r in found) for n in names} for kind, found in by_kind.items()}
     code = "import tensorflow as a, tensorflow_datasets as b; print(a.__version__, b.__version__)"

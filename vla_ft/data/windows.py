@@ -85,8 +85,9 @@ def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowS
     start = max(0, step + reader.action_offset)
     acted = np.arange(start, start + window.action_horizon)
 
-    observation = reader.read(episode, np.clip(observed, 0, length - 1), keys)
-    observation["timestep"] = np.clip(observed, 0, length - 1).astype(np.int32)
+    seen = np.maximum(observed, 0)
+    observation = reader.read(episode, seen, keys)
+    observation["timestep"] = seen.astype(np.int32)
     observation["pad_mask"] = observed >= 0
     return Sample(
         observation=observation,
