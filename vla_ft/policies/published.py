@@ -10,7 +10,9 @@ from typing import Any
 
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.errors import UserError
 from vla_ft.policies.registry import POLICIES, load_policy
+from vla_ft.weights.places import resolve
 
 _SIGNS = {"act": {"dim_model", "n_vae_encoder_layers", "vision_backbone"}}
 """Keys that only this policy's ``config.json`` has: some older folders do not state their type."""
@@ -59,8 +61,13 @@ def open_published(folder: Path) -> Published | None:
     return None if kind is None else load_policy(kind).open_published(folder)  # type: ignore[attr-defined]
 
 
-def published_settings(policy: str, folder: Path) -> dict[str, Any] | None:
-    """The ``model`` settings of a published folder, for weights to start from; None where the folder says none."""
-    if kind_of(folder) != policy:
+def published_settings(policy: str, name_or_path: str, layout: str) -> dict[str, Any] | None:
+    """The ``model`` settings of a published folder, for weights to start from; None for files, folders of other kinds,
+    and what is not here (whoever loads it says so). Raises UserError for a damaged folder."""
+    try:
+        folder = resolve(name_or_path)
+    except UserError:
+        return None
+    if layout not in ("auto", "lerobot") or kind_of(folder) != policy:
         return None
     return load_policy(policy).published_settings(folder)  # type: ignore[attr-defined]
