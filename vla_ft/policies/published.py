@@ -55,19 +55,30 @@ def kind_of(folder: Path) -> str | None:
     return kind if kind in POLICIES and hasattr(load_policy(kind), "open_published") else None
 
 
-def open_published(folder: Path) -> Published | None:
-    """A published policy folder, whole; None for a folder of another kind. Raises UserError for a damaged one."""
-    kind = kind_of(folder)
+def folder_of(path: Path) -> Path:
+    """The folder that a path of weights lies in, or is."""
+    return path if path.is_dir() else path.parent
+
+
+def open_published(name_or_path: str | Path) -> Published | None:
+    """A published policy, by its folder, a file of weights in it, or the name of fetched ones; None for a folder of
+    another kind. Raises UserError for a damaged one."""
+    folder = _resolved(name_or_path)
+    kind = None if folder is None else kind_of(folder)
     return None if kind is None else load_policy(kind).open_published(folder)  # type: ignore[attr-defined]
 
 
 def published_settings(policy: str, name_or_path: str, layout: str) -> dict[str, Any] | None:
-    """The ``model`` settings of a published folder, for weights to start from; None for files, folders of other kinds,
-    and what is not here (whoever loads it says so). Raises UserError for a damaged folder."""
-    try:
-        folder = resolve(name_or_path)
-    except UserError:
-        return None
-    if layout not in ("auto", "lerobot") or kind_of(folder) != policy:
+    """The ``model`` settings of published weights to start from; None where nothing beside them says any, and for what
+    is not here (whoever loads it says so). Raises UserError for a damaged folder."""
+    folder = _resolved(name_or_path)
+    if folder is None or layout not in ("auto", "lerobot") or kind_of(folder) != policy:
         return None
     return load_policy(policy).published_settings(folder)  # type: ignore[attr-defined]
+
+
+def _resolved(name_or_path: str | Path) -> Path | None:
+    try:
+        return folder_of(resolve(name_or_path))
+    except UserError:
+        return None

@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import TINY
 
 from vla_ft.cli import main
+from vla_ft.config import load_run_config
 from vla_ft.deployment.acting import Actor
 from vla_ft.deployment.predictor import Predictor
 from vla_ft.errors import UserError
 from vla_ft.policies.act import Config
 from vla_ft.policies.act.model import Act, Dimensions
+from vla_ft.weights.catalogue import find_entry
+from vla_ft.weights.places import FileRecord, Record
 
 SIZES: dict[str, Any] = {
     "chunk_size": 5, "hidden_dim": 32, "heads": 4, "feedforward_dim": 24, "encoder_layers": 1, "decoder_layers": 1,
@@ -136,6 +139,21 @@ def words(output: Path, *more: str) -> list[str]:
     """A tiny run of a recipe whose own network is another one."""
     kept = [word for word in TINY if not word.startswith(("model.", "freeze", "ema"))]
     return ["train", *kept, f"output={output}", "steps=1", "optimizer.lr=1e-12", *more]
+
+
+def test_a_published_policy_by_its_catalogue_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name stands for the file of weights; the configuration beside it counts all the same."""
+    model = network()
+    numbers = statistics(model)
+    folder = write_folder(tmp_path / "act-transfer-cube", model, numbers, "0.3")
+    entry = find_entry("act-transfer-cube")
+    files = {path.name: FileRecord(path.stat().st_size) for path in folder.iterdir()}
+    Record(entry.name, entry.origin, entry.revision, "", entry.load, "pinned", files, complete=True).write(folder)
+    monkeypatch.setenv("VLA_FT_WEIGHTS", str(tmp_path))
+    config = load_run_config(words(tmp_path / "run", "init.path=act-transfer-cube")[1:])
+    assert config.model == Config.lerobot(**SIZES)
+    expected = Predictor.load(folder).predict(seen())
+    np.testing.assert_array_equal(Predictor.load(Path("act-transfer-cube")).predict(seen()), expected)
 
 
 @pytest.mark.parametrize("generation", ["0.3", "0.6"])

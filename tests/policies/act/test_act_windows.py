@@ -99,6 +99,13 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_one_graph_without_breaks() -> None:
+    model, data = network(camera_fusion="gated"), batch(missing=1)
+    noise = torch.zeros(2, 4)
+    compiled = torch.compile(model.loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(data, noise).loss, model.loss(data, noise).loss)
+
+
 def test_the_posterior_sees_the_current_joints_alone() -> None:
     model, data = network().train(), batch()
     noise = torch.zeros(2, 4)

@@ -14,6 +14,7 @@ from vla_ft.policies.act.lerobot_folder import published_settings
 from vla_ft.policies.act.model import Act
 from vla_ft.policies.act.names import COLUMNS, our_name
 from vla_ft.policies.ledger import Ledger, Place, import_state
+from vla_ft.policies.published import folder_of, kind_of
 
 LAYOUTS = ("vla_ft", "original", "lerobot", *trunks.LAYOUTS)
 _SIGNS = {
@@ -118,8 +119,8 @@ def _is_dead(name: str, model: Act) -> bool:
 
 def _check_settings(model: Act, path: Path) -> list[str]:
     """Compare what leaves no trace in weights with their folder's ``config.json``. Returns notes for the ledger."""
-    folder = path if path.is_dir() else path.parent
-    if not (folder / CONFIG_FILE).is_file():
+    folder = folder_of(path)
+    if kind_of(folder) != "act":
         return [f"no {CONFIG_FILE} beside them: heads and activation are as configured, and could be others"]
     settings = published_settings(folder)
     for name in ("heads", "activation"):
