@@ -16,7 +16,10 @@ from vla_ft.training.launch import follow_launcher, tell_launcher
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.console import Console
+
     from vla_ft.config import RunConfig
+    from vla_ft.training.observer import Observer
 
 USAGE = """vla-ft COMMAND [key=value ...]
 
@@ -63,12 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return COMMANDS[command](rest)
     except UserError as mistake:
-        return _say(mistake)
+        return say_mistake(mistake)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
-def _say(mistake: UserError) -> int:
+def say_mistake(mistake: UserError) -> int:
     """Print a mistake, or leave it to the launcher, which says what several of its processes met once."""
     if not isinstance(mistake, EndedByPeer) and not tell_launcher(str(mistake)):
         print(f"vla-ft: {mistake}", file=sys.stderr, flush=True)
@@ -77,14 +80,24 @@ def _say(mistake: UserError) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     from vla_ft.config import load_run_config
+
+    return train_configured(load_run_config(arguments), ["-m", "vla_ft", "train", *arguments])
+
+
+def train_configured(
+    config: RunConfig, command: Sequence[str], observers: Sequence[Observer] = (), console: Console | None = None
+) -> int:
+    """What every command that trains does: forecast, processes, training, the curve; returns the exit code.
+
+    ``command`` is what Python has to run once per process where there are several. Raises UserError.
+    """
     from vla_ft.training.launch import launch, processes_for
     from vla_ft.training.resilience import EXIT_INTERRUPTED
 
-    config = load_run_config(arguments)
     processes = processes_for(config.devices, config.device)
     foreseen = _foresee(config, processes)
     if processes > 1:
-        return launch(["train", *arguments], processes)
+        return launch(command, processes)
 
     from vla_ft.planning.command import watched
     from vla_ft.planning.measurement import SecondUpdate
@@ -92,7 +105,7 @@ def _train(arguments: Sequence[str]) -> int:
     from vla_ft.training.trainer import train
 
     watch = SecondUpdate() if watched(config) else None
-    report = train(config, watch=watch)
+    report = train(config, console, watch, observers)
     if int(os.environ.get("RANK", "0")) == 0:
         draw_loss(report.folder)
         end = f"stopped by {report.interrupted} at" if report.interrupted else "finished"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vla_ft.checkpoints import CONFIGURATION, write_json
+from vla_ft.checkpoints import CONFIGURATION, step_folder, write_json
 from vla_ft.config import RunConfig
 from vla_ft.errors import UserError
 from vla_ft.training.assembly import Run, assemble, held_out_loader, training_batches
@@ -22,6 +22,7 @@ from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_wri
 from vla_ft.training.collective import on_all, on_main
 from vla_ft.training.engines import Engine, build_engine
 from vla_ft.training.environment_record import environment_record
+from vla_ft.training.observer import Observer, Observers
 from vla_ft.training.progress import ProgressLine, memory_gib
 from vla_ft.training.randomness import use_deterministic_kernels
 from vla_ft.training.resilience import Interruption
@@ -53,8 +54,16 @@ Watch = Callable[[Run, Engine, Callable[[], Losses]], Losses]
 """Calls what it is given, once, and may look at it: every update of a run goes through it."""
 
 
-def train(config: RunConfig, console: Console | None = None, watch: Watch | None = None) -> Report:
-    """Train to ``config.steps``, continuing the run in ``config.output`` when there is one. Raises UserError."""
+def train(
+    config: RunConfig,
+    console: Console | None = None,
+    watch: Watch | None = None,
+    observers: Sequence[Observer] = (),
+) -> Report:
+    """Train to ``config.steps``, continuing the run in ``config.output`` when there is one. Raises UserError.
+
+    ``observers``: as many on every process; those of the main one are called.
+    """
     if config.deterministic:
         use_deterministic_kernels()
     engine = build_engine(config)
@@ -77,7 +86,9 @@ def train(config: RunConfig, console: Console | None = None, watch: Watch | None
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
             print_banner(console, run, engine, [_beginning(run, start), *notes])
-        return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()))
+        told = Observers(observers, engine)
+        told.started(run, start, notes)
+        return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()), told)
 
 
 def _hold_folder(folder: Path, engine: Engine, stack: ExitStack) -> None:
@@ -128,7 +139,13 @@ def _beginning(run: Run, start: Path | None) -> str:
 
 
 def _loop(
-    run: Run, store: CheckpointStore, generators: dict[str, Any], engine: Engine, console: Console, watch: Watch
+    run: Run,
+    store: CheckpointStore,
+    generators: dict[str, Any],
+    engine: Engine,
+    console: Console,
+    watch: Watch,
+    told: Observers,
 ) -> Report:
     state, config = run.state, run.state.config
     batches, held_out = training_batches(run, engine), held_out_loader(run, engine)
@@ -149,8 +166,11 @@ def _loop(
                 scalars |= validate(run, held_out, engine)
             if tracker is not None and scalars:
                 tracker.write(state.step, scalars)
+            if scalars:
+                told.logged(state.step, state.position / len(run.places), scalars)
             if due["checkpoint"]:
                 save_checkpoint(store, state, engine)
+                told.checkpointed(state.step, store.folder / step_folder(state.step))
     signal = (interruption.requested or "a signal to another process") if stop else None
     return Report(Path(config.output), state.step, signal, scalars, len(run.damaged.episodes))
 
