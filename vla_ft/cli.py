@@ -27,7 +27,8 @@ USAGE = """vla-ft COMMAND [key=value ...]
   plan      recipe=NAME card=NAME cards=N  forecast memory before anything is loaded: what fits and what to say;
                                           card=rtx3090 or 22GiB, output=DIR for plan.json and plan.png
   smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
-  evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
+  evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, by joint and horizon step;
+                                          output=FILE.json for the numbers and a picture
   export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
             dataset OWNER/NAME@REV [to=DIR]    a LeRobot dataset, which data.path=hub:OWNER/NAME@REV then finds
@@ -203,12 +204,19 @@ def _smoke(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
+    from pathlib import Path
+
     from vla_ft.config import from_arguments
-    from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
+    from vla_ft.deployment.error_table import error_table
+    from vla_ft.deployment.evaluation import EvaluationConfig, measure
+    from vla_ft.reporting.action_errors import draw_action_errors
     from vla_ft.weights.datasets import local_dataset
 
     config = from_arguments(EvaluationConfig, arguments, "vla-ft evaluate")
-    print(evaluate(dataclasses.replace(config, data=str(local_dataset(config.data)))))
+    numbers = measure(dataclasses.replace(config, data=str(local_dataset(config.data))))
+    print(error_table(numbers))
+    if config.output is not None:
+        print(draw_action_errors(numbers, Path(config.output).with_suffix(".png")))
     return 0
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vla_ft.checkpoints import STATISTICS, find_checkpoint, verify
 from vla_ft.config import RunConfig
@@ -14,8 +17,14 @@ from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.deployment.weights import build_plain, load_trained, read_facts
 from vla_ft.devices import choose_device
 from vla_ft.errors import UserError
-from vla_ft.policies.base import Model, Processor
+from vla_ft.policies.base import Batch, Model, Processor
 from vla_ft.policies.registry import load_policy
+
+Precision = Literal["run", "fp32", "bf16"]
+"""``run``: what the run computed in, bfloat16 under autocast for all but ``fp32``; the others whatever it was. Weights
+are held in float32 either way: those of a run that kept them in bfloat16 are exact in it."""
+TARGETS = ("action", "action_pad_mask")
+"""Batch keys that a model is never shown when it predicts."""
 
 
 class Predictor:
@@ -28,12 +37,17 @@ class Predictor:
         processor: Processor,
         model: Model,
         device: torch.device,
+        precision: Precision = "run",
     ) -> None:
         self.config, self.description, self.processor = config, description, processor
         self.model, self.device = model.to(device).eval(), device
+        trained_in: Literal["fp32", "bf16"] = "fp32" if config.precision == "fp32" else "bf16"
+        self.precision: Literal["fp32", "bf16"] = trained_in if precision == "run" else precision
 
     @classmethod
-    def load(cls, checkpoint: Path, device: str = "cpu", dataset: str | None = None) -> Predictor:
+    def load(
+        cls, checkpoint: Path, device: str = "cpu", dataset: str | None = None, precision: Precision = "run"
+    ) -> Predictor:
         """Read a checkpoint folder, or the latest one of a run folder; averaged weights are used when there are any.
 
         ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``). Raises UserError when
@@ -47,13 +61,14 @@ class Predictor:
         model = build_plain(config, description)
         load_trained(model, path, config)
         processor = policy.build_processor(config.model, description, statistics)
-        return cls(config, description, processor, model, choose_device(device))
+        return cls(config, description, processor, model, choose_device(device), precision)
 
     def predict(self, observation: dict[str, np.ndarray], instruction: str = "") -> np.ndarray:
         """Action chunk float32 [horizon, A] in robot units.
 
         ``observation``: ``proprio`` float [P] or [T, P] and ``image_<camera>`` uint8 [H, W, 3] or [T, H, W, 3] for
-        every camera of the policy; T is its observation window, oldest first. Raises UserError on anything else.
+        every camera of the policy; T is its observation window, oldest first. ``pad_mask`` bool [T] may say which of
+        these steps are real, as it does in training. Raises UserError on anything else.
         """
         window = self.processor.window
         arrays = {key: self._checked(key, observation) for key in self.processor.keys}
@@ -61,7 +76,7 @@ class Predictor:
             observation={
                 **arrays,
                 "timestep": np.arange(window.observation_steps, dtype=np.int32),
-                "pad_mask": np.ones(window.observation_steps, dtype=bool),
+                "pad_mask": np.asarray(observation.get("pad_mask", np.ones(window.observation_steps, dtype=bool))),
             },
             action=np.zeros((window.action_horizon, self.description.action_dim), dtype=np.float32),
             action_pad_mask=np.zeros(window.action_horizon, dtype=bool),
@@ -70,11 +85,18 @@ class Predictor:
         )
         return self.predict_samples([sample])[0]
 
-    @torch.no_grad()
-    def predict_samples(self, samples: list[Sample]) -> np.ndarray:
+    def predict_samples(self, samples: Sequence[Sample]) -> np.ndarray:
         """Action chunks float32 [n, horizon, A] in robot units for samples as a dataset gives them."""
+        return self.processor.unnormalize(self.predict_normalized(samples)[0])
+
+    @torch.no_grad()
+    def predict_normalized(self, samples: Sequence[Sample]) -> tuple[Tensor, Batch]:
+        """Normalised action chunks float32 [n, horizon, A], and the batch. Its targets are taken out for the model."""
         batch = {key: value.to(self.device) for key, value in self.processor.collate(samples).items()}
-        return self.processor.unnormalize(self.model.sample(batch))
+        observed = {key: value for key, value in batch.items() if key not in TARGETS}
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            chunks = self.model.sample(observed)
+        return chunks.float(), batch
 
     def _checked(self, key: str, observation: dict[str, np.ndarray]) -> np.ndarray:
         if key not in observation:
