@@ -8,31 +8,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vla_ft.errors import UserError, unknown
+from vla_ft.policies.act.lerobot import OLD_STATISTICS
 from vla_ft.policies.act.model import Act
+from vla_ft.policies.act.names import COLUMNS, our_name
 from vla_ft.policies.ledger import Ledger, Place, import_state
 from vla_ft.policies.tensor_files import open_tensors
-
-RENAMES: tuple[tuple[str, str, str | None], ...] = (
-    # ours                        the original                LeRobot
-    ("vision.trunk.", "backbones.0.0.body.", "backbone."),
-    ("vision.project.", "input_proj.", "encoder_img_feat_input_proj."),
-    ("posterior.encoder.", "encoder.", "vae_encoder."),
-    ("posterior.cls_token.", "cls_embed.", "vae_encoder_cls_embed."),
-    ("posterior.project_proprio.", "encoder_joint_proj.", "vae_encoder_robot_state_input_proj."),
-    ("posterior.project_action.", "encoder_action_proj.", "vae_encoder_action_input_proj."),
-    ("posterior.to_latent.", "latent_proj.", "vae_encoder_latent_output_proj."),
-    ("posterior.positions", "pos_table", "vae_encoder_pos_enc"),
-    ("encoder.", "transformer.encoder.", "encoder."),
-    ("decoder.", "transformer.decoder.", "decoder."),
-    ("project_proprio.", "input_proj_robot_state.", "encoder_robot_state_input_proj."),
-    ("project_env_state.", "input_proj_env_state.", "encoder_env_state_input_proj."),
-    ("project_latent.", "latent_out_proj.", "encoder_latent_input_proj."),
-    ("token_positions.", "additional_pos_embed.", "encoder_1d_feature_pos_embed."),
-    ("queries.", "query_embed.", "decoder_pos_embed."),
-    ("action_head.", "action_head.", "action_head."),
-    ("pad_head.", "is_pad_head.", None),
-)
-"""Beginnings of names: one part of the network under its three names."""
 
 LAYOUTS = ("vla_ft", "original", "lerobot", "resnet")
 _SIGNS = {
@@ -42,7 +22,6 @@ _SIGNS = {
     "resnet": "layer1.0.conv1.weight",
 }
 """A tensor that only this layout has."""
-_LEROBOT_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 _NOWHERE = "(no such part) "
 
 
@@ -89,18 +68,17 @@ def rename_for(model: Act, layout: str) -> Callable[[str], str | None]:
     """The function from a file's tensor name to the model's, or to None where the tensor is knowingly unused."""
     if layout == "vla_ft":
         return lambda key: key
-    column = {"original": 1, "lerobot": 2}[layout]
-    table = [(row[column], row[0]) for row in RENAMES]
+    if layout not in COLUMNS:
+        raise unknown("weight layout", layout, COLUMNS)
 
     def rename(key: str) -> str | None:
         bare = key.removeprefix("model.")
-        if bare.endswith("num_batches_tracked") or (layout == "lerobot" and bare.startswith(_LEROBOT_STATISTICS)):
+        if bare.endswith("num_batches_tracked") or (layout == "lerobot" and bare.startswith(OLD_STATISTICS)):
             return None
-        for foreign, ours in table:
-            if foreign is not None and bare.startswith(foreign):
-                name = ours + bare.removeprefix(foreign)
-                return None if layout == "original" and _is_dead(name, model) else name
-        return _NOWHERE + key
+        name = our_name(bare, layout)
+        if name is None:
+            return _NOWHERE + key
+        return None if layout == "original" and _is_dead(name, model) else name
 
     return rename
 
