@@ -55,12 +55,14 @@ class GuideConsole(Observer):
 
     def logged(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """One line, as the guide shows it. ``loss`` is ``action_loss + kl_weight * kl_loss``."""
-        number = math.ceil(step / self._steps_per_epoch)
-        action = metrics[f"train/{self._run.model.action_loss}"]
-        line = f"Epoch {number}/{self._config.num_epochs}, Step {step}: loss={metrics['train/loss']:.3f}, "
-        line += f"action_loss={action:.3f}, kl_loss={metrics.get('train/kl', 0.0):.3f}"
-        held_out = metrics.get("validation/loss")
-        _say(line if held_out is None else f"{line}, val_loss={held_out:.3f}")
+        place = f"Epoch {math.ceil(step / self._steps_per_epoch)}/{self._config.num_epochs}, Step {step}"
+        parts = {
+            "loss": metrics.get("train/loss"),
+            "action_loss": metrics.get(f"train/{self._run.model.action_loss}"),
+            "kl_loss": metrics.get("train/kl"),
+            "val_loss": metrics.get("validation/loss"),
+        }
+        _say(f"{place}: " + ", ".join(f"{name}={value:.3f}" for name, value in parts.items() if value is not None))
 
     def checkpointed(self, step: int, folder: Path) -> None:
         """The guide's file where an epoch ends; a run that was stopped inside one has its state alone."""

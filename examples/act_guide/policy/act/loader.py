@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy.act.network import PAD
+from policy.act.network import PAD, SEEN
 from policy.act.translator import find_dataset
 from vla_ft.data.formats.registry import format_of, open_dataset
 from vla_ft.data.loading import Loader, build_validation_loader
@@ -20,7 +20,7 @@ class TemporalLoader:
     """A finite loader of ``(obs, actions)``. Nothing is normalised: ``GuidePolicy`` takes what comes from here.
 
     ``obs``: ``image_<camera>`` uint8 [B, T, H, W, 3] and ``state`` float32 [B, T, S], oldest first, the first frame
-    repeated before an episode's begin; ``is_pad`` bool [B, K], True where ``actions`` float32 [B, K, A] repeat the
+    repeated before an episode's begin, where ``is_observed`` bool [B, T] is False; ``is_pad`` bool [B, K], True where ``actions`` float32 [B, K, A] repeat the
     last one past an episode's end.
     """
 
@@ -79,6 +79,7 @@ class _Raw:
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """``obs`` and ``actions`` in one dictionary."""
         batch = {"state" if key == "proprio" else key: [s["observation"][key] for s in samples] for key in self.keys}
+        batch[SEEN] = [sample["observation"]["pad_mask"] for sample in samples]
         batch[PAD] = [~sample["action_pad_mask"] for sample in samples]
         batch["actions"] = [sample["action"] for sample in samples]
         return {key: torch.from_numpy(np.stack(values)) for key, values in batch.items()}

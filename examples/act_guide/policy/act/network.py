@@ -20,6 +20,8 @@ from vla_ft.policies.act.model import Act
 
 PAD = "is_pad"
 """Key of an observation's bool [B, K]: True for actions past the episode's end, which the losses leave out."""
+SEEN = "is_observed"
+"""Key of an observation's bool [B, T]: False for frames before the episode's begin, which nobody attends to."""
 _DEFAULT_CAMERAS = ("left", "right")
 
 
@@ -112,6 +114,8 @@ class GuidePolicy(nn.Module):
         if state.dim() != 3 or tuple(state.shape[1:]) != (steps, self.config.state_dim):
             raise _invalid("state", state, f"float (B, {steps}, {self.config.state_dim})")
         state = self.statistics.normalize("state", state, config.std_epsilon)
+        if steps > 1 and SEEN in obs:
+            batch["observation_pad_mask"] = obs[SEEN]
         return batch | {"proprio": state[:, 0] if steps == 1 else state}
 
     def _targets(self, obs: Mapping[str, Tensor], actions: Tensor) -> dict[str, Tensor]:
