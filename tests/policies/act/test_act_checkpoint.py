@@ -135,7 +135,7 @@ def test_names_nobody_knows_are_refused(tmp_path: Path) -> None:
 def test_wrong_model_layout_and_file(tmp_path: Path) -> None:
     model: Any = fresh(small_config())
     save_file({"something": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"holds something.*Known layouts: vla_ft, original, lerobot, resnet"):
+    with pytest.raises(UserError, match=r"holds something.*Known layouts: vla_ft, original, lerobot, torchvision"):
         load_weights(model, str(tmp_path / "other.safetensors"))
     with pytest.raises(UserError, match="Did you mean 'lerobot'"):
         load_weights(model, str(tmp_path / "other.safetensors"), "lerobt")

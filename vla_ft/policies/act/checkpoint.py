@@ -1,4 +1,4 @@
-"""Weights of ACT from files: our own, the original's, LeRobot's, or a torchvision ResNet as a start for the trunk."""
+"""Weights of ACT from files: our own, the original's, LeRobot's, or published weights for the image trunk alone."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vla_ft.errors import UserError, unknown
+from vla_ft.policies.act import trunks
 from vla_ft.policies.act.lerobot import OLD_STATISTICS
 from vla_ft.policies.act.model import Act
 from vla_ft.policies.act.names import COLUMNS, our_name
 from vla_ft.policies.ledger import Ledger, Place, import_state
-from vla_ft.policies.tensor_files import open_tensors
 
-LAYOUTS = ("vla_ft", "original", "lerobot", "resnet")
+LAYOUTS = ("vla_ft", "original", "lerobot", *trunks.LAYOUTS)
 _SIGNS = {
     "original": "transformer.encoder.layers.0.linear1.weight",
     "lerobot": "encoder_latent_input_proj.weight",
     "vla_ft": "project_latent.weight",
-    "resnet": "layer1.0.conv1.weight",
 }
 """A tensor that only this layout has."""
 _NOWHERE = "(no such part) "
@@ -30,9 +29,10 @@ def load_weights(
 ) -> Ledger:
     """Copy the weights of a file into an ACT model, strictly, and say what became of each tensor.
 
-    ``layout``: ``vla_ft`` (our own), ``original`` (``policy_*.ckpt`` of tonyzhaozh/act), ``lerobot`` (the
-    ``model.safetensors`` of an ``act`` policy), ``resnet`` (a torchvision ResNet state dict; the trunk alone is
-    loaded) or ``auto``. Number of heads and the activation leave no trace in weights: they are the configuration's.
+    ``layout``: ``vla_ft`` (our own), ``original`` (``policy_*.ckpt`` of tonyzhaozh/act), ``lerobot`` (the folder of an
+    ``act`` policy, or its ``model.safetensors``); for the image trunk alone ``torchvision`` (a ResNet's state dict),
+    ``pri3d`` (as published, or converted) and ``clip`` (ViT-B/32 by OpenAI's and open_clip's or by Hugging Face's
+    names); or ``auto``. Number of heads and the activation leave no trace in weights: they are the configuration's.
     ``assign`` and ``place`` as in ``ledger.apply_import``.
     Raises UserError on any tensor that does not fit, before anything is changed.
     """
@@ -40,7 +40,7 @@ def load_weights(
         raise UserError(f"These are ACT weights, the model is {type(model).__name__}. Choose policy 'act'.")
     if layout not in (*LAYOUTS, "auto"):
         raise unknown("weight layout", layout, (*LAYOUTS, "auto"))
-    state = open_tensors(Path(path))
+    state = trunks.open_trunk(Path(path))
     layout = layout if layout != "auto" else detect_layout(state, path)
     return load_state(model, state, layout, path, assign=assign, place=place)
 
@@ -55,13 +55,18 @@ def load_state(
     place: Place | None = None,
 ) -> Ledger:
     """``load_weights`` from tensors in memory; ``source`` names them in messages."""
-    if layout == "resnet":
-        if model.vision is None:
-            raise UserError(f"{source} holds an image trunk, but this model has no cameras.")
-        trunk = model.vision.trunk
-        return import_state(trunk, state, source=source, rename=_rename_resnet, assign=assign, place=place)
+    if layout in trunks.LAYOUTS:
+        return trunks.load_trunk(model, state, layout, source, assign=assign, place=place)
     _check_decoder_output(model, layout, source)
-    return import_state(model, state, source=source, rename=rename_for(model, layout), assign=assign, place=place)
+    return import_state(
+        model,
+        state,
+        source=source,
+        rename=rename_for(model, layout),
+        may_be_new=lambda name: name.startswith("step_positions."),  # weights of one observation step have none
+        assign=assign,
+        place=place,
+    )
 
 
 def rename_for(model: Act, layout: str) -> Callable[[str], str | None]:
@@ -95,8 +100,10 @@ def detect_layout(state: Iterable[str], source: str) -> str:
     for layout, sign in _SIGNS.items():
         if sign in names:
             return layout
+    if (trunk := trunks.detect(state)) is not None:
+        return trunk
     shown = ", ".join(sorted(names)[:4]) or "nothing"
-    raise UserError(f"{source} holds {shown}...: no ACT model and no ResNet. Known layouts: {', '.join(LAYOUTS)}.")
+    raise UserError(f"{source} holds {shown}...: no ACT model and no trunk. Known layouts: {', '.join(LAYOUTS)}.")
 
 
 def _is_dead(name: str, model: Act) -> bool:
@@ -121,7 +128,3 @@ def _check_decoder_output(model: Act, layout: str, source: str) -> None:
             f"{config.decoder_output} of {config.decoder_layers}. Set decoder_output={read}"
             + (" (or decoder_layers=1, the same function)." if layout == "original" else ".")
         )
-
-
-def _rename_resnet(key: str) -> str | None:
-    return None if key.startswith("fc.") or key.endswith("num_batches_tracked") else key

@@ -74,7 +74,7 @@ class Config:
     """Carry the original's head that predicts padding. No loss ever trains it; published weights have it."""
 
     backbone: BackboneName = "resnet18"
-    """Image trunk: a ResNet with frozen batch norm (PRI3D's weights are such a ResNet's), or CLIP's ViT-B/32. Pixels are
+    """Image trunk: a ResNet with frozen batch norm (PRI3D's weights are of such a one), or CLIP's ViT-B/32. Pixels are
     normalised as the trunk was trained: by ImageNet's mean and std, or CLIP's own. It is trained unless frozen."""
     dilation: bool = False
     """Dilate the trunk's last stage instead of striding: four times the image tokens. ``resnet50`` only."""
@@ -89,8 +89,8 @@ class Config:
     """Order of image tokens: feature maps joined along their width and read row by row (the original; needs equal
     heights), or camera after camera (LeRobot). The same function up to rounding."""
     image_size: tuple[PositiveInt, PositiveInt] | None = None
-    """Resize every camera to (height, width) first; None keeps the recorded sizes. With CLIP None is CLIP's own way
-    (short side to 224, bicubic, then the centre: wide pictures lose their sides) and (224, 224) squeezes all of it in."""
+    """Resize every camera to (height, width) first; None keeps the recorded sizes. CLIP: None is CLIP's own way (short
+    side to 224, bicubic, then the centre: wide pictures lose their sides); (224, 224) squeezes the whole picture in."""
     pixel_statistics: dict[str, tuple[Pixel, Pixel]] = field(default_factory=dict)
     """Mean and std of pixels in [0, 1] by camera, instead of the trunk's own: weights trained by LeRobot with a
     dataset's statistics need them. Empty for the trunk's own; otherwise every camera must be there."""
@@ -113,8 +113,14 @@ class Config:
             raise UserError(
                 f"image_size is {list(self.image_size or ())}; backbone 'clip_vit_b32' takes [224, 224] or null."
             )
+        self._check_pixels()
         if self.dilation and self.backbone != "resnet50":
             raise UserError(f"dilation needs backbone 'resnet50', got '{self.backbone}'. Set dilation=false.")
+
+    def _check_pixels(self) -> None:
+        for camera, (_, std) in self.pixel_statistics.items():
+            if min(std) <= 0:
+                raise UserError(f"pixel_statistics of '{camera}' has a std of {min(std)}; expected more than 0.")
 
     @classmethod
     def original(cls, **changes: Any) -> Config:
