@@ -28,24 +28,8 @@ def test_names_are_checked(aloha_set: SetOnDisk, tmp_path: Path) -> None:
         open_dataset(aloha_set.folder, jpeg_channels="gbr")
     with pytest.raises(UserError, match="expected steps per second above 0"):
         open_dataset(aloha_set.folder, fps=-1)
-    with pytest.raises(UserError, match="No dataset at"):
+    with pytest.raises(UserError, match="Dataset not found: nothing lies at"):
         open_dataset(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [("rollout_length.npy", "npy")],
-)
-def test_formats_without_a_reader_are_named(tmp_path: Path, file: str, name: str) -> None:
-    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / file).touch()
-    with pytest.raises(
-        UserError,
-        match=f"in format '{name}', which this version cannot read yet. It reads: aloha_hdf5, lerobot, rlds, npz",
-    ):
-        open_dataset(tmp_path)
-    with pytest.raises(UserError, match="cannot read yet"):
-        open_dataset(tmp_path, format=name)
 
 
 def test_folders_that_hold_nothing_known(tmp_path: Path, aloha_set: SetOnDisk) -> None:

@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(finished, tmp_path, caps
 
 def test_missing_data(tmp_path, capsys):
     message = mistake(capsys, "recipe=act", f"data.path={tmp_path / 'nowhere'}", f"output={tmp_path / 'run'}")
-    assert "No dataset at" in message
+    assert "Dataset not found" in message
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, cap
 
 def test_a_mistake_on_two_processes_is_said_once(tmp_path):
     out = finish(start(tmp_path, "devices=2", "device=cpu", "data.path=/nowhere"), 2)
-    assert out.count("No dataset at /nowhere") == 1
+    assert out.count("nothing lies at /nowhere") == 1
     assert "Traceback" not in out
 
 
