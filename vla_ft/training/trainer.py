@@ -22,7 +22,9 @@ from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_wri
 from vla_ft.training.collective import on_all, on_main
 from vla_ft.training.engines import Engine, build_engine
 from vla_ft.training.environment_record import environment_record
+from vla_ft.training.monitoring import VALIDATION_LOSS, GpuMeter, Pace, TimedBatches, common_names
 from vla_ft.training.observer import Observer, Observers
+from vla_ft.training.optimizers import schedule_factor
 from vla_ft.training.progress import ProgressLine, memory_gib
 from vla_ft.training.randomness import use_deterministic_kernels
 from vla_ft.training.resilience import Interruption
@@ -31,6 +33,7 @@ from vla_ft.training.state import load_checkpoint, restore_generators, save_chec
 from vla_ft.training.tracking import Tracker
 from vla_ft.training.update import update
 from vla_ft.training.validation import validate
+from vla_ft.training.wandb_run import require_login
 
 DATA = "data.json"
 """File of a run folder: how many episodes took part, and which were left out and why."""
@@ -71,6 +74,7 @@ def train(
     store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint.keep_last)
     with ExitStack() as stack:
         stack.callback(engine.close)
+        on_main(engine, lambda: require_login(config.logging))  # before anything large is read
         _hold_folder(Path(config.output), engine, stack)
         # One process decides, and hashes: the others' view of the disk may be older.
         start = on_main(engine, lambda: find_start(config, store))
@@ -148,7 +152,8 @@ def _loop(
     told: Observers,
 ) -> Report:
     state, config = run.state, run.state.config
-    batches, held_out = training_batches(run, engine), held_out_loader(run, engine)
+    batches, held_out = TimedBatches(training_batches(run, engine)), held_out_loader(run, engine)
+    pace = Pace(batches)
     restore_generators(generators, engine.device)  # only now: making the loader's iterator may draw random numbers
     scalars: dict[str, float] = {}
     stop = False
@@ -156,20 +161,25 @@ def _loop(
         interruption = stack.enter_context(Interruption())
         line = stack.enter_context(ProgressLine(console, config.steps, state.step, run.global_batch, engine.is_main))
         tracker = stack.enter_context(_tracker(run)) if engine.is_main else None
+        gpu = stack.enter_context(GpuMeter(engine.device))
         while state.step < config.steps and not stop:
             step = partial(update, run, batches, engine, interruption.requested is not None)
-            losses, stop = watch(run, engine, step)
+            with pace.update():
+                losses, stop = watch(run, engine, step)
             due = _due(state.step, config, stop)
             line.update(state.step, losses["loss"], due["log"])
-            scalars = _scalars(run, losses, line) if due["log"] else {}
+            scalars = _scalars(run, losses, line, pace) | gpu.read() if due["log"] else {}
             if due["validation"] and held_out is not None:
                 scalars |= validate(run, held_out, engine)
+                scalars[VALIDATION_LOSS] = scalars["validation/loss"]
             if tracker is not None and scalars:
                 tracker.write(state.step, scalars)
             if scalars:
                 told.logged(state.step, state.position / len(run.places), scalars)
             if due["checkpoint"]:
                 save_checkpoint(store, state, engine)
+                if tracker is not None:
+                    tracker.checkpointed(state.step, store.folder / step_folder(state.step))
                 told.checkpointed(state.step, store.folder / step_folder(state.step))
     signal = (interruption.requested or "a signal to another process") if stop else None
     return Report(Path(config.output), state.step, signal, scalars, len(run.damaged.episodes))
@@ -191,9 +201,15 @@ def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:
     }
 
 
-def _scalars(run: Run, losses: dict[str, float], line: ProgressLine) -> dict[str, float]:
+def _scalars(run: Run, losses: dict[str, float], line: ProgressLine, pace: Pace) -> dict[str, float]:
+    state, config = run.state, run.state.config
+    epoch = state.position / len(run.places)
     return {f"train/{name}": value for name, value in losses.items()} | {
-        "train/epoch": run.state.position / len(run.places),
+        "train/epoch": epoch,
         "train/samples_per_second": line.samples_per_second,
         "train/memory_gib": memory_gib(),
+        **common_names(losses),
+        "lr": config.optimizer.lr * schedule_factor(config.schedule, state.step - 1, config.steps),
+        "epoch": epoch,
+        **pace.read(len(run.places) / run.global_batch),
     }
