@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train ACT with the guide's commands: python scripts/train_act.py --config configs/policy_act.yaml --dataset_dir ..."""
+"""Train ACT with the guide's commands: ``python scripts/train_act.py --dataset_dir ...``, in the project's folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `policy` and `train` are found whatever folder this is called from
@@ -16,6 +17,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `vla-ft` does, before 
 
 from vla_ft.errors import UserError  # noqa: E402
 from vla_ft.training.launch import follow_launcher  # noqa: E402
+
+if TYPE_CHECKING:
+    from policy.act.translator import Flags
+
+_WANDB_MODES = {"offline": "offline", "dryrun": "offline", "disabled": "off"}
+"""What W&B's own variable ``WANDB_MODE`` asks for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +58,7 @@ def _train(options: argparse.Namespace, changes: Sequence[str], words: Sequence[
     return train_configured(translation.run, [str(Path(__file__).resolve()), *words], [watcher], watcher.quiet)
 
 
-def read_flags(options: argparse.Namespace):  # noqa: ANN201
+def read_flags(options: argparse.Namespace) -> Flags:
     """What the command line says beside the configuration, as the translator takes it. Raises UserError."""
     from policy.act.translator import Flags
     from policy.act.weights import find_state
@@ -72,7 +79,7 @@ def read_flags(options: argparse.Namespace):  # noqa: ANN201
 
 
 def overrides(words: Sequence[str]) -> list[str]:
-    """``--lr=1e-4``, ``--encoder.freeze false`` and ``lr=1e-4`` as ``key=value``. Raises UserError for anything else."""
+    """``--lr=1e-4``, ``--encoder.freeze false`` and ``lr=1e-4`` as ``key=value``. Raises UserError otherwise."""
     found: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -107,7 +114,7 @@ def _wandb(options: argparse.Namespace) -> dict[str, object]:
     wanted = options.wandb_project is not None or "WANDB_SWEEP_ID" in os.environ
     if not wanted and (options.wandb_name or tags):
         raise UserError("--wandb_name and --wandb_tags are of a W&B run: give --wandb_project as well.")
-    mode = {"offline": "offline", "disabled": "off", "dryrun": "offline"}.get(os.environ.get("WANDB_MODE", ""), "online")
+    mode = _WANDB_MODES.get(os.environ.get("WANDB_MODE", ""), "online")
     return {
         "wandb": mode if wanted else "off",
         "wandb_project": options.wandb_project,

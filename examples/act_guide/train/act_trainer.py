@@ -56,13 +56,9 @@ class GuideConsole(Observer):
     def logged(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """One line, as the guide shows it. ``loss`` is ``action_loss + kl_weight * kl_loss``."""
         place = f"Epoch {math.ceil(step / self._steps_per_epoch)}/{self._config.num_epochs}, Step {step}"
-        parts = {
-            "loss": metrics.get("train/loss"),
-            "action_loss": metrics.get(f"train/{self._run.model.action_loss}"),
-            "kl_loss": metrics.get("train/kl"),
-            "val_loss": metrics.get("validation/loss"),
-        }
-        _say(f"{place}: " + ", ".join(f"{name}={value:.3f}" for name, value in parts.items() if value is not None))
+        names = {"loss": "total_loss", "action_loss": "action_loss", "kl_loss": "kl_loss", "val_loss": "val_loss"}
+        shown = [f"{name}={metrics[key]:.3f}" for name, key in names.items() if key in metrics]
+        _say(f"{place}: " + ", ".join(shown))
 
     def checkpointed(self, step: int, folder: Path) -> None:
         """The guide's file where an epoch ends; a run that was stopped inside one has its state alone."""

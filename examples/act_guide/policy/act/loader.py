@@ -20,8 +20,8 @@ class TemporalLoader:
     """A finite loader of ``(obs, actions)``. Nothing is normalised: ``GuidePolicy`` takes what comes from here.
 
     ``obs``: ``image_<camera>`` uint8 [B, T, H, W, 3] and ``state`` float32 [B, T, S], oldest first, the first frame
-    repeated before an episode's begin, where ``is_observed`` bool [B, T] is False; ``is_pad`` bool [B, K], True where ``actions`` float32 [B, K, A] repeat the
-    last one past an episode's end.
+    repeated before an episode's begin, where ``is_observed`` bool [B, T] is False; ``is_pad`` bool [B, K], True where
+    ``actions`` float32 [B, K, A] repeat the last one past an episode's end.
     """
 
     def __init__(self, loader: Loader) -> None:

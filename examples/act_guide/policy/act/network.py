@@ -121,7 +121,9 @@ class GuidePolicy(nn.Module):
     def _targets(self, obs: Mapping[str, Tensor], actions: Tensor) -> dict[str, Tensor]:
         expected = (self.config.chunk_size, self.config.action_dim)
         if actions.dim() != 3 or tuple(actions.shape[1:]) != expected:
-            raise UserError(f"The actions have shape {tuple(actions.shape)}, expected (B, {expected[0]}, {expected[1]}).")
+            raise UserError(
+                f"The actions have shape {tuple(actions.shape)}, expected (B, {expected[0]}, {expected[1]})."
+            )
         padded = obs.get(PAD)
         real = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device) if padded is None else ~padded
         action = self.statistics.normalize("action", actions, self.model.config.std_epsilon)

@@ -1,4 +1,4 @@
-"""The guide's vocabulary, and what each word becomes in a configuration of ``vla_ft``. The only file that knows both."""
+"""The guide's vocabulary, and what each word becomes in a configuration of ``vla_ft``. No other file knows both."""
 
 from __future__ import annotations
 
@@ -166,8 +166,8 @@ def _refuse(config: GuideConfig) -> None:
         ),
         f"encoder.out_dim is {encoder.out_dim}: features go straight to the transformer's width, hidden_dim "
         f"({config.hidden_dim}). Remove out_dim or set it to that.": encoder.out_dim not in (None, config.hidden_dim),
-        f"preprocess_kind is '{config.preprocess_kind}', but {encoder.name} was trained with '{own}' statistics; others "
-        "give wrong features. Remove preprocess_kind.": config.preprocess_kind not in (None, own),
+        f"preprocess_kind is '{config.preprocess_kind}', but {encoder.name} was trained with '{own}' statistics; "
+        "others give wrong features. Remove preprocess_kind.": config.preprocess_kind not in (None, own),
         "use_proprio=false is not built: this ACT always sees the joints. Remove use_proprio.": not config.use_proprio,
         "encoder.freeze=true with pretrained=null would freeze random numbers. Set encoder.freeze=false, or give "
         "encoder.pretrained or encoder.ckpt_path.": encoder.freeze and not encoder.pretrained and not encoder.ckpt_path,
@@ -242,9 +242,7 @@ def find_dataset(path: str) -> Path:
     return Path(path)
 
 
-def _run_config(
-    config: GuideConfig, flags: Flags, dataset: str, *, steps_per_epoch: int, processes: int
-) -> RunConfig:
+def _run_config(config: GuideConfig, flags: Flags, dataset: str, *, steps_per_epoch: int, processes: int) -> RunConfig:
     lr = config.lr * (processes if flags.scale_lr else 1)
     values: dict[str, Any] = {
         "recipe": "act_guide",

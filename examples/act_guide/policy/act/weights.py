@@ -75,7 +75,7 @@ def export_weights(run: Path, state: Path, epoch: int, step: int) -> Path:
 
 
 def find_state(weights: Path) -> Path:
-    """The folder that continues a run at a file of weights. Raises UserError where there is none, or it is not its own."""
+    """The folder that continues a run at a file of weights. Raises UserError where it has none."""
     if not weights.is_file():
         there = sorted(p.name for p in weights.parent.glob("act-train-*.pth")) if weights.parent.is_dir() else []
         raise UserError(f"No checkpoint at {weights}. In that folder: {', '.join(there) or 'none'}.")
