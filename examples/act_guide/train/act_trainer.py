@@ -61,10 +61,10 @@ class GuideConsole(Observer):
         _say(f"{place}: " + ", ".join(shown))
 
     def checkpointed(self, step: int, folder: Path) -> None:
-        """The guide's file where an epoch ends; a run that was stopped inside one has its state alone."""
+        """The guide's file where an epoch ends; inside one, as when a run is stopped, there is the state alone."""
         epoch, rest = divmod(step, self._steps_per_epoch)
         if rest:
-            _say(f"Stopped inside epoch {epoch + 1}: {folder} holds the state; the same command goes on from there.")
+            _say(f"State saved inside epoch {epoch + 1}: {folder}. The same command goes on from there.")
         else:
             _say(f"Checkpoint saved: {export_weights(self._folder, folder, epoch, step)}")
 
