@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 COVERAGE: tuple[tuple[str, str], ...] = (
-    ("act/lerobot_act_checkpoint*", "LeRobot policy folders: come with the checkpoint formats"),
+    ("act/lerobot_act_checkpoint*", "test_act_lerobot_folders.py"),
     ("act/npy_*", "the guide's npy layouts: come with the data formats"),
-    ("act/fusion_heads*", "camera fusion heads: come with the guide's interface"),
+    ("act/fusion_heads*", "test_act_fusion.py"),
     ("act/detrvae_*", "test_act_model.py"),
     ("act/policy_resnet*", "test_act_model.py"),
     ("act/lerobot_act_*", "test_act_lerobot.py"),

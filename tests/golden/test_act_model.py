@@ -11,8 +11,8 @@ from golden_files import Golden
 
 from vla_ft.nn.positions import sine_map
 from vla_ft.policies.act.model import Act
+from vla_ft.policies.act.pixels import normalized
 from vla_ft.policies.act.posterior import kl_divergence
-from vla_ft.policies.act.vision import imagenet_normalize
 from vla_ft.policies.base import Batch
 
 
@@ -22,7 +22,7 @@ def batch_of(golden: Golden) -> Batch:
     batch = {"proprio": golden["in.qpos"], "action": golden["in.actions"], "action_pad_mask": ~golden["in.is_pad"]}
     for i, camera in enumerate(golden.facts["config"]["camera_names"]):
         view = golden[key][:, i]
-        batch[f"image_{camera}"] = view if key == "in.features" else imagenet_normalize(view)
+        batch[f"image_{camera}"] = view if key == "in.features" else normalized(view)
     return batch
 
 
@@ -50,7 +50,7 @@ def test_posterior(golden: Golden) -> None:
 def test_memory_and_every_decoder_layer(golden: Golden) -> None:
     model, batch = original_model(golden), batch_of(golden)
     latent = posterior_latent(model, golden, batch)
-    memory, positions = model.encode(batch, latent)
+    memory, positions, _ = model.encode(batch, latent)
     golden.close(memory.transpose(0, 1), "train.memory")
     queries = model.queries.weight.unsqueeze(0)
     target = torch.zeros_like(queries).expand(len(memory), -1, -1)
@@ -76,7 +76,7 @@ def test_last_decoder_layer(golden: Golden) -> None:
 @pytest.mark.golden_files("act/detrvae_*")
 def test_inference_takes_the_latent_as_zero(golden: Golden) -> None:
     model, batch = original_model(golden), batch_of(golden)
-    memory, positions = model.encode(batch, torch.zeros_like(golden["in.eps"]))
+    memory, positions, _ = model.encode(batch, torch.zeros_like(golden["in.eps"]))
     golden.close(memory.transpose(0, 1), "infer.memory")
     assert model.pad_head is not None
     golden.close(model.pad_head(model.decode(memory, positions)), "infer.is_pad_hat")

@@ -201,7 +201,7 @@ def test_exact_resume_with_the_cache(tmp_path: Path, plain: Path) -> None:
 def test_resuming_takes_the_parts_weights_from_the_checkpoint(tmp_path: Path) -> None:
     torch.manual_seed(5)
     save_file(ResNet("resnet18").state_dict(), tmp_path / "trunk.safetensors")
-    words = (f"init.path={tmp_path / 'trunk.safetensors'}", "init.layout=resnet")
+    words = (f"init.path={tmp_path / 'trunk.safetensors'}", "init.layout=torchvision")
     train(configured(tmp_path / "plain", *words))
     train(configured(tmp_path / "cached", *words, "steps=4", "schedule.name=constant"))
     os.remove(tmp_path / "trunk.safetensors")
@@ -227,7 +227,7 @@ def test_a_stale_key_is_refused_with_what_differs(cached: Path, tmp_path: Path, 
     words, said = OTHER[cause]
     if words == ("SAVED_WEIGHTS",):
         save_file(ResNet("resnet18").state_dict(), tmp_path / "trunk.safetensors")
-        words = (f"init.path={tmp_path / 'trunk.safetensors'}", "init.layout=resnet")
+        words = (f"init.path={tmp_path / 'trunk.safetensors'}", "init.layout=torchvision")
     before = features(cached)
     with pytest.raises(UserError, match=said) as caught:
         train(configured(tmp_path / "run", *CACHED, f"frozen_features.path={cached / 'features'}", *words))

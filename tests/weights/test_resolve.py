@@ -118,7 +118,7 @@ def test_a_run_starts_from_fetched_weights_by_name(hub: Hub, root: Path, tmp_pat
     def train(path: str) -> subprocess.CompletedProcess[str]:
         words = (*TINY, "steps=1", "checkpoint.every=1", f"output={tmp_path / 'run'}", f"init.path={path}")
         return subprocess.run(
-            [sys.executable, "-m", "vla_ft", "train", *words, "init.layout=resnet"],
+            [sys.executable, "-m", "vla_ft", "train", *words, "init.layout=torchvision"],
             capture_output=True, text=True,
             env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip

@@ -25,7 +25,8 @@ class Task(TypedDict):
 class Sample(TypedDict):
     """One training example. Arrays have time first; T is the observation window, oldest first.
 
-    ``observation``: ``image_<camera>`` uint8 [T, H, W, 3], ``proprio`` float32 [T, P], ``timestep`` int32 [T],
+    ``observation``: ``image_<camera>`` uint8 [T, H, W, 3], ``proprio`` float32 [T, P], ``timestep`` int32 [T], where a
+    description has ``environment_names`` also ``env_state`` float32 [T, E],
     ``pad_mask`` bool [T] (True where the frame lies inside the episode; others repeat the nearest real frame).
     ``action``: float32 [horizon, A], robot units. ``action_pad_mask``: bool [horizon], True where real; steps past the
     end repeat the last action. One mask per step serves every dimension of that step.
@@ -59,6 +60,8 @@ class DatasetDescription:
     gripper_dims: tuple[int, ...] = ()
     """Action dimensions that command a gripper absolutely, 0 to 1: policies that scale actions leave them as they are,
     and relative actions hold them past an episode's end."""
+    environment_names: tuple[str, ...] = ()
+    """Dimensions of ``env_state``, where objects are (LeRobot's ``observation.environment_state``)."""
 
     def __post_init__(self) -> None:
         for part in ("action", "proprio"):

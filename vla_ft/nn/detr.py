@@ -80,17 +80,19 @@ class DecoderLayer(FeedForward):
         placed = x + queries
         return self.dropout(self.self_attn(placed, placed, x, need_weights=False)[0])
 
-    def _attend_memory(self, x: Tensor, queries: Tensor, memory: Tensor, keys: Tensor) -> Tensor:
-        return self.dropout(self.multihead_attn(x + queries, keys, memory, need_weights=False)[0])
+    def _attend_memory(self, x: Tensor, queries: Tensor, memory: Tensor, keys: Tensor, ignore: Tensor | None) -> Tensor:
+        attended = self.multihead_attn(x + queries, keys, memory, key_padding_mask=ignore, need_weights=False)[0]
+        return self.dropout(attended)
 
-    def forward(self, x: Tensor, queries: Tensor, memory: Tensor, keys: Tensor) -> Tensor:
-        """``x`` [B, K, D], its positions ``queries`` [1, K, D], ``memory`` [B, L, D]; ``keys``: memory + positions."""
+    def forward(self, x: Tensor, queries: Tensor, memory: Tensor, keys: Tensor, ignore: Tensor | None = None) -> Tensor:
+        """``x`` [B, K, D], its positions ``queries`` [1, K, D], ``memory`` [B, L, D]; ``keys``: memory + positions;
+        ``ignore`` bool [B, L] marks memory that is not attended to."""
         if self.pre_norm:
             x = x + self._attend_self(self.norm1(x), queries)
-            x = x + self._attend_memory(self.norm2(x), queries, memory, keys)
+            x = x + self._attend_memory(self.norm2(x), queries, memory, keys, ignore)
             return x + self.feed_forward(self.norm3(x))
         x = self.norm1(x + self._attend_self(x, queries))
-        x = self.norm2(x + self._attend_memory(x, queries, memory, keys))
+        x = self.norm2(x + self._attend_memory(x, queries, memory, keys, ignore))
         return self.norm3(x + self.feed_forward(x))
 
 
@@ -118,16 +120,23 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(shape.dim)
 
     def forward(
-        self, x: Tensor, queries: Tensor, memory: Tensor, positions: Tensor, depth: int | None = None
+        self,
+        x: Tensor,
+        queries: Tensor,
+        memory: Tensor,
+        positions: Tensor,
+        depth: int | None = None,
+        ignore: Tensor | None = None,
     ) -> Tensor:
         """The normed outputs of the first ``depth`` layers (None: of all), stacked [layers, B, K, D].
 
-        ``x`` [B, K, D], ``queries`` [1, K, D], ``memory`` [B, L, D], ``positions`` of the memory [1 or B, L, D].
+        ``x`` [B, K, D], ``queries`` [1, K, D], ``memory`` [B, L, D], ``positions`` of the memory [1 or B, L, D],
+        ``ignore`` bool [B, L]: memory that is not attended to.
         """
         keys = memory + positions
         outputs = []
         for layer in self.layers[:depth]:
-            x = layer(x, queries, memory, keys)
+            x = layer(x, queries, memory, keys, ignore)
             outputs.append(self.norm(x))
         return torch.stack(outputs)
 

@@ -112,10 +112,12 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to features [B, out_channels, ceil(H / stride), ceil(W / stride)]."""
+    def forward(self, images: Tensor, pooled: bool = False) -> Tensor:
+        """Normalised images [B, 3, H, W] to features [B, out_channels, ceil(H / stride), ceil(W / stride)]; ``pooled``:
+        to their mean over all places, [B, out_channels]."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.mean(dim=(2, 3)) if pooled else x
 
     def blocks(self) -> list[nn.Module]:
         """The residual blocks, first to last."""

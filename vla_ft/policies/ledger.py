@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from vla_ft.errors import UserError
 from vla_ft.policies.tensor_files import TensorFiles
 
+_LISTED = 40
+"""Longer lists of tensors are told by their beginnings."""
 Place = Callable[[str, Tensor, Tensor], None]
 """``place(name, target, value)`` puts a whole tensor where an engine keeps it (a shard of it, another device)."""
 
@@ -32,14 +34,24 @@ class Ledger:
     def __str__(self) -> str:
         counts = ", ".join(f"{len(getattr(self, k))} {k}" for k in ("loaded", "renamed", "new", "unused"))
         lines = [f"Weights from {self.source}: {counts}"]
-        lines += [f"  new     {name}" for name in self.new]
-        lines += [f"  unused  {name}" for name in self.unused]
+        for kind in ("new", "unused"):
+            lines += [f"  {kind:<7} {entry}" for entry in _listed(getattr(self, kind))]
         return "\n".join(lines)
 
     def moves(self) -> Iterator[tuple[str, str]]:
         """(name in the source, name in the model) of every tensor that is taken, in a fixed order."""
         yield from ((name, name) for name in self.loaded)
         yield from self.renamed
+
+
+def _listed(names: list[str]) -> list[str]:
+    """Each name; of a long list the beginnings, with how many names have them."""
+    if len(names) <= _LISTED:
+        return names
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name.partition(".")[0]] = counts.get(name.partition(".")[0], 0) + 1
+    return [f"{beginning}.* ({count} tensors)" if count > 1 else beginning for beginning, count in counts.items()]
 
 
 def import_state(

@@ -177,6 +177,8 @@ def _stored(file: MappedFile, data: int, dtype: str, shape: list[int], data_offs
 
 def _torch_entries(path: Path, inside: str | None) -> dict[str, Stored | Tensor]:
     mapped = zipfile.is_zipfile(path)
+    if mapped:
+        _refuse_program(path)
     if not mapped and path.stat().st_size > LEGACY_LIMIT:
         raise UserError(
             f"{path} has the form of torch before 1.6, which must be read whole: {path.stat().st_size / 1e9:.1f} GB. "
@@ -191,6 +193,17 @@ def _torch_entries(path: Path, inside: str | None) -> dict[str, Stored | Tensor]
     if any(entry.end > file.size for entry in entries.values()):
         raise UserError(f"{path} is no complete torch file (tensors reach past its end). Copy or download it again.")
     return dict(entries)
+
+
+def _refuse_program(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if not any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            return
+    raise UserError(
+        f"{path} is a TorchScript archive, a program with weights (OpenAI publishes CLIP so); it was not read. "
+        'If you trust it, save its weights once: python -c "import torch; torch.save(torch.jit.load('
+        f"'{path}', map_location='cpu').state_dict(), '{path.with_suffix('')}-weights.pt')\""
+    )
 
 
 def _unpickle(path: Path, shapes_only: bool) -> Any:

@@ -36,6 +36,8 @@ from vla_ft.weights.places import resolve
 
 MOCK = "mock"
 """``data.path`` that asks for mock demonstrations."""
+FRESH = "fresh (random)"
+"""Where the weights of a run come from that names none."""
 
 
 @dataclass
@@ -136,7 +138,7 @@ def _hold_model(
     seed_everything(config.seed, 0)  # the same fresh weights on every process
 
     def build() -> tuple[Model, str]:
-        weights = "fresh (random)" if start is None else "of the checkpoint"
+        weights = FRESH if start is None else "of the checkpoint"
         with nullcontext() if engine.builds_real else torch.device("meta"):
             model = policy.build_model(config.model, reader.description)
             if published is not None and engine.builds_real:

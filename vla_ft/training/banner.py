@@ -13,7 +13,7 @@ from vla_ft.config import RunConfig
 from vla_ft.data.augmentation import describe
 from vla_ft.data.mixture import MixtureReader
 from vla_ft.data.order import MixtureOrder
-from vla_ft.training.assembly import Run
+from vla_ft.training.assembly import FRESH, Run
 from vla_ft.training.engines import Engine
 from vla_ft.training.engines.pieces import QUANTIZATION_BLOCK
 from vla_ft.training.resume import NOT_EXACT
@@ -45,11 +45,18 @@ def _job(run: Run, engine: Engine, start: Sequence[str]) -> dict[str, str]:
         "recipe": config.recipe,
         "output": config.output,
         "start": "; ".join(start),
-        "weights": run.weights,
+        "weights": run.weights + _random_and_frozen(run),
         "device": f"{engine.device.type}, {engine.world_size} process(es), {torch.get_num_threads()} threads",
         "engine": engine.describe(),
         "resume": _exactness(run, engine, start),
     }
+
+
+def _random_and_frozen(run: Run) -> str:
+    config = run.state.config
+    if config.init.path is not None or run.weights != FRESH or not config.freeze:
+        return ""
+    return f"; frozen at random: {', '.join(config.freeze)} (init.path gives it weights)"
 
 
 def _exactness(run: Run, engine: Engine, notes: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vla_ft.errors import UserError
 from vla_ft.policies.act import Config, build_model, load_weights
-from vla_ft.policies.act.checkpoint import RENAMES
 from vla_ft.policies.act.model import Act
+from vla_ft.policies.act.names import published_name
 
 
 def fresh(config: Config, seed: int = 1) -> Act:
@@ -22,13 +22,13 @@ def fresh(config: Config, seed: int = 1) -> Act:
     return build_model(config, description()).eval()
 
 
-def foreign_state(model: Act, column: int, prefix: str = "model.") -> dict[str, Tensor]:
-    """A model's weights under the published names of a column of the table."""
+def foreign_state(model: Act, layout: str, prefix: str = "model.") -> dict[str, Tensor]:
+    """A model's weights under the names of a published layout."""
     state = {}
     for name, value in model.state_dict().items():
-        row = next(row for row in RENAMES if name.startswith(row[0]))
-        assert row[column] is not None
-        state[prefix + str(row[column]) + name.removeprefix(row[0])] = value.clone()
+        published = published_name(name, layout)
+        assert published is not None
+        state[prefix + published] = value.clone()
     return state
 
 
@@ -46,7 +46,7 @@ def test_own_weights(tmp_path: Path) -> None:
 
 def test_original_checkpoint(tmp_path: Path) -> None:
     source = fresh(ORIGINAL)
-    state = foreign_state(source, 1) | {"model.backbones.0.0.body.bn1.num_batches_tracked": torch.tensor(3)}
+    state = foreign_state(source, "original") | {"model.backbones.0.0.body.bn1.num_batches_tracked": torch.tensor(3)}
     torch.save(state, tmp_path / "policy_best.ckpt")
     target = fresh(ORIGINAL, seed=2)
     ledger = load_weights(target, str(tmp_path / "policy_best.ckpt"))
@@ -59,7 +59,7 @@ def test_original_checkpoint(tmp_path: Path) -> None:
 def test_original_into_lerobots_form(tmp_path: Path) -> None:
     """The original computes what LeRobot's one decoder layer computes; unread layers and the pad head are left out."""
     source, target = fresh(ORIGINAL), fresh(LEROBOT, seed=2)
-    torch.save(foreign_state(source, 1, prefix=""), tmp_path / "policy_last.ckpt")
+    torch.save(foreign_state(source, "original", prefix=""), tmp_path / "policy_last.ckpt")
     ledger = load_weights(target, str(tmp_path / "policy_last.ckpt"), "original")
     assert all("is_pad_head" in key or "decoder.layers.1" in key for key in ledger.unused)
     assert len(ledger.unused) == 2 + 18
@@ -69,7 +69,7 @@ def test_original_into_lerobots_form(tmp_path: Path) -> None:
 def test_lerobot_weights_and_their_normalisers(tmp_path: Path) -> None:
     source = fresh(LEROBOT)
     buffer = "normalize_inputs.buffer_observation_state.mean"
-    save_file(foreign_state(source, 2) | {buffer: torch.zeros(4)}, tmp_path / "model.safetensors")
+    save_file(foreign_state(source, "lerobot") | {buffer: torch.zeros(4)}, tmp_path / "model.safetensors")
     target = fresh(LEROBOT, seed=2)
     ledger = load_weights(target, str(tmp_path / "model.safetensors"))
     assert ledger.unused == [buffer]
@@ -89,19 +89,34 @@ def test_torchvision_resnet_starts_the_trunk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "published", "config", "message"),
+    ("layout", "published", "config", "message"),
     [
-        (1, ORIGINAL, Config(**SIZES, pad_head=True), "reading the first decoder layer.*Set decoder_output=first"),
-        (2, Config.lerobot(**SIZES), Config(**SIZES, decoder_output="first"), "reading the last decoder layer"),
-        (1, ORIGINAL, Config.original(**{**SIZES, "use_vae": False}), "unknown tensor 'model.cls_embed.weight'"),
-        (1, ORIGINAL, Config.original(**{**SIZES, "chunk_size": 7}), r"shape \(6, 32\), expected \(7, 32\)"),
-        (2, LEROBOT, Config.lerobot(**{**SIZES, "decoder_layers": 1}, pad_head=True), "missing tensor 'pad_head.bias'"),
+        (
+            "original",
+            ORIGINAL,
+            Config(**SIZES, pad_head=True),
+            "reading the first decoder layer.*Set decoder_output=first",
+        ),
+        ("lerobot", Config.lerobot(**SIZES), Config(**SIZES, decoder_output="first"), "reading the last decoder layer"),
+        (
+            "original",
+            ORIGINAL,
+            Config.original(**{**SIZES, "use_vae": False}),
+            "unknown tensor 'model.cls_embed.weight'",
+        ),
+        ("original", ORIGINAL, Config.original(**{**SIZES, "chunk_size": 7}), r"shape \(6, 32\), expected \(7, 32\)"),
+        (
+            "lerobot",
+            LEROBOT,
+            Config.lerobot(**{**SIZES, "decoder_layers": 1}, pad_head=True),
+            "missing tensor 'pad_head.bias'",
+        ),
     ],
 )
 def test_other_configurations_are_refused(
-    tmp_path: Path, column: int, published: Config, config: Config, message: str
+    tmp_path: Path, layout: str, published: Config, config: Config, message: str
 ) -> None:
-    torch.save(foreign_state(fresh(published), column), tmp_path / "weights.pt")
+    torch.save(foreign_state(fresh(published), layout), tmp_path / "weights.pt")
     target = fresh(config, seed=2)
     before = {k: v.clone() for k, v in target.state_dict().items()}
     with pytest.raises(UserError, match=message):
@@ -111,7 +126,7 @@ def test_other_configurations_are_refused(
 
 def test_names_nobody_knows_are_refused(tmp_path: Path) -> None:
     """Also those that would be fine under another layout's table."""
-    state = foreign_state(fresh(ORIGINAL), 1) | {"model.project_latent.scale": torch.zeros(1)}
+    state = foreign_state(fresh(ORIGINAL), "original") | {"model.project_latent.scale": torch.zeros(1)}
     torch.save(state, tmp_path / "weights.ckpt")
     with pytest.raises(UserError, match=r"unknown tensor 'model.project_latent.scale' \(1,\)"):
         load_weights(fresh(ORIGINAL), str(tmp_path / "weights.ckpt"))
@@ -120,7 +135,7 @@ def test_names_nobody_knows_are_refused(tmp_path: Path) -> None:
 def test_wrong_model_layout_and_file(tmp_path: Path) -> None:
     model: Any = fresh(small_config())
     save_file({"something": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"holds something.*Known layouts: vla_ft, original, lerobot, resnet"):
+    with pytest.raises(UserError, match=r"holds something.*Known layouts: vla_ft, original, lerobot, torchvision"):
         load_weights(model, str(tmp_path / "other.safetensors"))
     with pytest.raises(UserError, match="Did you mean 'lerobot'"):
         load_weights(model, str(tmp_path / "other.safetensors"), "lerobt")

@@ -20,19 +20,39 @@ LARGEST_HEIGHT = 480
 
 def build_model(config: Config, description: DatasetDescription) -> Act:
     """A model with fresh weights for a dataset's cameras and dimensions. Raises UserError where they cannot fit."""
-    if not description.cameras:
-        raise UserError(f"Dataset '{description.name}' has no cameras; ACT needs at least one.")
+    _check_cameras(config, description)
     heights = {height for height, _ in description.cameras.values()}
-    if config.camera_layout == "width" and config.image_size is None and len(heights) > 1:
+    own_size = config.image_size is None and config.backbone != "clip_vit_b32" and config.camera_fusion == "none"
+    if config.camera_layout == "width" and own_size and len(heights) > 1:
         sizes = ", ".join(f"{name} {height}x{width}" for name, (height, width) in description.cameras.items())
         raise UserError(
             f"camera_layout 'width' needs cameras of one height, got {sizes}. "
             "Set camera_layout=sequence or an image_size."
         )
     dimensions = Dimensions(
-        cameras=tuple(description.cameras), action=description.action_dim, proprio=description.proprio_dim
+        cameras=tuple(description.cameras),
+        action=description.action_dim,
+        proprio=description.proprio_dim,
+        env_state=len(description.environment_names),
     )
     return Act(config, dimensions)
+
+
+def _check_cameras(config: Config, description: DatasetDescription) -> None:
+    cameras = ", ".join(description.cameras) or "none"
+    if not description.cameras and not description.environment_names:
+        raise UserError(f"Dataset '{description.name}' has no cameras; ACT needs at least one.")
+    if config.camera_fusion != "none" and len(description.cameras) != 2:
+        raise UserError(
+            f"camera_fusion={config.camera_fusion} fuses exactly two cameras, left and right, this dataset has "
+            f"{len(description.cameras)}: {cameras}. Name two with data.cameras=[...], or set camera_fusion=none."
+        )
+    lacking = [camera for camera in description.cameras if camera not in config.pixel_statistics]
+    if config.pixel_statistics and lacking:
+        raise UserError(
+            f"pixel_statistics has {', '.join(config.pixel_statistics)}, the cameras are {cameras}: "
+            f"{', '.join(lacking)} would be normalised otherwise. Name them as the weights' own cameras, or give all."
+        )
 
 
 def build_processor(config: Config, description: DatasetDescription, statistics: DatasetStatistics) -> ActProcessor:

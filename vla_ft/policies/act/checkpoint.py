@@ -1,4 +1,4 @@
-"""Weights of ACT from files: our own, the original's, LeRobot's, or a torchvision ResNet as a start for the trunk."""
+"""Weights of ACT from files: our own, the original's, LeRobot's, or published weights for the image trunk alone."""
 
 from __future__ import annotations
 
@@ -8,41 +8,19 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vla_ft.errors import UserError, unknown
+from vla_ft.policies.act import trunks
+from vla_ft.policies.act.lerobot import OLD_STATISTICS
 from vla_ft.policies.act.model import Act
+from vla_ft.policies.act.names import COLUMNS, our_name
 from vla_ft.policies.ledger import Ledger, Place, import_state
-from vla_ft.policies.tensor_files import open_tensors
 
-RENAMES: tuple[tuple[str, str, str | None], ...] = (
-    # ours                        the original                LeRobot
-    ("vision.trunk.", "backbones.0.0.body.", "backbone."),
-    ("vision.project.", "input_proj.", "encoder_img_feat_input_proj."),
-    ("posterior.encoder.", "encoder.", "vae_encoder."),
-    ("posterior.cls_token.", "cls_embed.", "vae_encoder_cls_embed."),
-    ("posterior.project_proprio.", "encoder_joint_proj.", "vae_encoder_robot_state_input_proj."),
-    ("posterior.project_action.", "encoder_action_proj.", "vae_encoder_action_input_proj."),
-    ("posterior.to_latent.", "latent_proj.", "vae_encoder_latent_output_proj."),
-    ("posterior.positions", "pos_table", "vae_encoder_pos_enc"),
-    ("encoder.", "transformer.encoder.", "encoder."),
-    ("decoder.", "transformer.decoder.", "decoder."),
-    ("project_proprio.", "input_proj_robot_state.", "encoder_robot_state_input_proj."),
-    ("project_env_state.", "input_proj_env_state.", "encoder_env_state_input_proj."),
-    ("project_latent.", "latent_out_proj.", "encoder_latent_input_proj."),
-    ("token_positions.", "additional_pos_embed.", "encoder_1d_feature_pos_embed."),
-    ("queries.", "query_embed.", "decoder_pos_embed."),
-    ("action_head.", "action_head.", "action_head."),
-    ("pad_head.", "is_pad_head.", None),
-)
-"""Beginnings of names: one part of the network under its three names."""
-
-LAYOUTS = ("vla_ft", "original", "lerobot", "resnet")
+LAYOUTS = ("vla_ft", "original", "lerobot", *trunks.LAYOUTS)
 _SIGNS = {
     "original": "transformer.encoder.layers.0.linear1.weight",
     "lerobot": "encoder_latent_input_proj.weight",
     "vla_ft": "project_latent.weight",
-    "resnet": "layer1.0.conv1.weight",
 }
 """A tensor that only this layout has."""
-_LEROBOT_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 _NOWHERE = "(no such part) "
 
 
@@ -51,9 +29,10 @@ def load_weights(
 ) -> Ledger:
     """Copy the weights of a file into an ACT model, strictly, and say what became of each tensor.
 
-    ``layout``: ``vla_ft`` (our own), ``original`` (``policy_*.ckpt`` of tonyzhaozh/act), ``lerobot`` (the
-    ``model.safetensors`` of an ``act`` policy), ``resnet`` (a torchvision ResNet state dict; the trunk alone is
-    loaded) or ``auto``. Number of heads and the activation leave no trace in weights: they are the configuration's.
+    ``layout``: ``vla_ft`` (our own), ``original`` (``policy_*.ckpt`` of tonyzhaozh/act), ``lerobot`` (the folder of an
+    ``act`` policy, or its ``model.safetensors``); for the image trunk alone ``torchvision`` (a ResNet's state dict),
+    ``pri3d`` (as published, or converted) and ``clip`` (ViT-B/32 by OpenAI's and open_clip's or by Hugging Face's
+    names); or ``auto``. Number of heads and the activation leave no trace in weights: they are the configuration's.
     ``assign`` and ``place`` as in ``ledger.apply_import``.
     Raises UserError on any tensor that does not fit, before anything is changed.
     """
@@ -61,7 +40,7 @@ def load_weights(
         raise UserError(f"These are ACT weights, the model is {type(model).__name__}. Choose policy 'act'.")
     if layout not in (*LAYOUTS, "auto"):
         raise unknown("weight layout", layout, (*LAYOUTS, "auto"))
-    state = open_tensors(Path(path))
+    state = trunks.open_trunk(Path(path))
     layout = layout if layout != "auto" else detect_layout(state, path)
     return load_state(model, state, layout, path, assign=assign, place=place)
 
@@ -76,31 +55,35 @@ def load_state(
     place: Place | None = None,
 ) -> Ledger:
     """``load_weights`` from tensors in memory; ``source`` names them in messages."""
-    if layout == "resnet":
-        if model.vision is None:
-            raise UserError(f"{source} holds an image trunk, but this model has no cameras.")
-        trunk = model.vision.trunk
-        return import_state(trunk, state, source=source, rename=_rename_resnet, assign=assign, place=place)
+    if layout in trunks.LAYOUTS:
+        return trunks.load_trunk(model, state, layout, source, assign=assign, place=place)
     _check_decoder_output(model, layout, source)
-    return import_state(model, state, source=source, rename=rename_for(model, layout), assign=assign, place=place)
+    return import_state(
+        model,
+        state,
+        source=source,
+        rename=rename_for(model, layout),
+        may_be_new=lambda name: name.startswith("step_positions."),  # weights of one observation step have none
+        assign=assign,
+        place=place,
+    )
 
 
 def rename_for(model: Act, layout: str) -> Callable[[str], str | None]:
     """The function from a file's tensor name to the model's, or to None where the tensor is knowingly unused."""
     if layout == "vla_ft":
         return lambda key: key
-    column = {"original": 1, "lerobot": 2}[layout]
-    table = [(row[column], row[0]) for row in RENAMES]
+    if layout not in COLUMNS:
+        raise unknown("weight layout", layout, COLUMNS)
 
     def rename(key: str) -> str | None:
         bare = key.removeprefix("model.")
-        if bare.endswith("num_batches_tracked") or (layout == "lerobot" and bare.startswith(_LEROBOT_STATISTICS)):
+        if bare.endswith("num_batches_tracked") or (layout == "lerobot" and bare.startswith(OLD_STATISTICS)):
             return None
-        for foreign, ours in table:
-            if foreign is not None and bare.startswith(foreign):
-                name = ours + bare.removeprefix(foreign)
-                return None if layout == "original" and _is_dead(name, model) else name
-        return _NOWHERE + key
+        name = our_name(bare, layout)
+        if name is None:
+            return _NOWHERE + key
+        return None if layout == "original" and _is_dead(name, model) else name
 
     return rename
 
@@ -111,8 +94,10 @@ def detect_layout(state: Iterable[str], source: str) -> str:
     for layout, sign in _SIGNS.items():
         if sign in names:
             return layout
+    if (trunk := trunks.detect(state)) is not None:
+        return trunk
     shown = ", ".join(sorted(names)[:4]) or "nothing"
-    raise UserError(f"{source} holds {shown}...: no ACT model and no ResNet. Known layouts: {', '.join(LAYOUTS)}.")
+    raise UserError(f"{source} holds {shown}...: no ACT model and no trunk. Known layouts: {', '.join(LAYOUTS)}.")
 
 
 def _is_dead(name: str, model: Act) -> bool:
@@ -137,7 +122,3 @@ def _check_decoder_output(model: Act, layout: str, source: str) -> None:
             f"{config.decoder_output} of {config.decoder_layers}. Set decoder_output={read}"
             + (" (or decoder_layers=1, the same function)." if layout == "original" else ".")
         )
-
-
-def _rename_resnet(key: str) -> str | None:
-    return None if key.startswith("fc.") or key.endswith("num_batches_tracked") else key

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from vla_ft.errors import UserError
 from vla_ft.nn.detr import Activation, LayerShape
-from vla_ft.nn.resnet import ResNetName
+
+BackboneName = Literal["resnet18", "resnet34", "resnet50", "clip_vit_b32"]
+CameraFusion = Literal["none", "mean", "max", "concat_mlp", "gated", "bilinear"]
+Pixel = tuple[float, float, float]
+CLIP_SIZE = (224, 224)
+"""The one image size of CLIP ViT-B/32: its position table has 7 x 7 patches of 32 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +73,27 @@ class Config:
     pad_head: bool = False
     """Carry the original's head that predicts padding. No loss ever trains it; published weights have it."""
 
-    backbone: ResNetName = "resnet18"
-    """Image trunk, with frozen batch norm. Its convolutions are trained."""
+    backbone: BackboneName = "resnet18"
+    """Image trunk: a ResNet with frozen batch norm (PRI3D's weights are of such a one), or CLIP's ViT-B/32. Pixels are
+    normalised as the trunk was trained: by ImageNet's mean and std, or CLIP's own. It is trained unless frozen."""
     dilation: bool = False
     """Dilate the trunk's last stage instead of striding: four times the image tokens. ``resnet50`` only."""
+    camera_fusion: CameraFusion = "none"
+    """``none``: every place of every camera's feature map is a token (49 a camera with CLIP). Any other: the pooled
+    features of exactly two cameras, brought to ``hidden_dim``, are fused into one token: their ``mean`` or ``max``, an
+    MLP over both (``concat_mlp``; ``bilinear`` gives it their product too), or a learned blend (``gated``)."""
+    observation_steps: PositiveInt = 1
+    """How many observations a prediction sees, the current one included. Each earlier one adds its own image and
+    proprioception tokens, told apart by a learned position per step; steps before the episode are not attended to."""
     camera_layout: Literal["width", "sequence"] = "sequence"
     """Order of image tokens: feature maps joined along their width and read row by row (the original; needs equal
     heights), or camera after camera (LeRobot). The same function up to rounding."""
     image_size: tuple[PositiveInt, PositiveInt] | None = None
-    """Resize every camera to (height, width) first; None keeps the recorded sizes."""
+    """Resize every camera to (height, width) first; None keeps the recorded sizes. CLIP: None is CLIP's own way (short
+    side to 224, bicubic, then the centre: wide pictures lose their sides); (224, 224) squeezes the whole picture in."""
+    pixel_statistics: dict[str, tuple[Pixel, Pixel]] = field(default_factory=dict)
+    """Mean and std of pixels in [0, 1] by camera, instead of the trunk's own: weights trained by LeRobot with a
+    dataset's statistics need them. Empty for the trunk's own; otherwise every camera must be there."""
 
     std_floor: Annotated[float, Field(ge=0)] = 1e-2
     """Actions and proprioception are divided by at least this, so that a constant dimension does not blow up noise."""
@@ -92,8 +109,18 @@ class Config:
             )
         if self.activation == "glu" and self.feedforward_dim % 2:
             raise UserError(f"feedforward_dim is {self.feedforward_dim}; activation 'glu' needs an even number.")
+        if self.backbone == "clip_vit_b32" and self.image_size not in (None, CLIP_SIZE):
+            raise UserError(
+                f"image_size is {list(self.image_size or ())}; backbone 'clip_vit_b32' takes [224, 224] or null."
+            )
+        self._check_pixels()
         if self.dilation and self.backbone != "resnet50":
             raise UserError(f"dilation needs backbone 'resnet50', got '{self.backbone}'. Set dilation=false.")
+
+    def _check_pixels(self) -> None:
+        for camera, (_, std) in self.pixel_statistics.items():
+            if min(std) <= 0:
+                raise UserError(f"pixel_statistics of '{camera}' has a std of {min(std)}; expected more than 0.")
 
     @classmethod
     def original(cls, **changes: Any) -> Config:

@@ -18,10 +18,12 @@ from vla_ft.policies.base import Batch, Processor
 
 
 class ActProcessor(Processor):
-    """One observation, one chunk. Images stay uint8: the model scales them on its device."""
+    """One observation, or a window of them, and one chunk. Images stay uint8: the model scales them on its device."""
 
     def __init__(self, config: Config, description: DatasetDescription, statistics: DatasetStatistics) -> None:
         wanted = {"action": description.action_names, "proprio": description.proprio_names}
+        if description.environment_names:
+            wanted["env_state"] = description.environment_names
         for part in statistics.each().values():
             for feature, names in wanted.items():
                 if part[feature].names != names:
@@ -29,8 +31,13 @@ class ActProcessor(Processor):
                         f"The statistics are of {feature} dimensions {', '.join(part[feature].names)}; this dataset "
                         f"('{description.name}') has {', '.join(names)}. Use the statistics of the dataset itself."
                     )
-        self.window = WindowSpec(observation_steps=1, action_horizon=config.chunk_size)
-        self.keys = ("proprio", *(IMAGE_PREFIX + camera for camera in description.cameras))
+        steps = config.observation_steps
+        self.window = WindowSpec(observation_steps=steps, action_horizon=config.chunk_size)
+        numbers = {"proprio": description.proprio_names, "env_state": description.environment_names}
+        self.keys = (
+            *(key for key, dimensions in numbers.items() if dimensions),
+            *(IMAGE_PREFIX + camera for camera in description.cameras),
+        )
         self.statistics = statistics
 
         def make(feature: FeatureStatistics) -> MeanStd:
@@ -41,10 +48,18 @@ class ActProcessor(Processor):
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Stack samples into ``image_<camera>`` uint8 [B, H, W, 3], normalised ``proprio`` float32 [B, P] and, where
         the samples have actions, normalised ``action`` float32 [B, K, A] with ``action_pad_mask`` bool [B, K].
+
+        Policies of several observation steps get them all, [B, T, ...], with ``observation_pad_mask`` bool [B, T].
         """
-        batch = {key: _stack([sample["observation"][key][-1] for sample in samples], key) for key in self.keys}
+        window = self.window.observation_steps > 1
+        observed = [sample["observation"] for sample in samples]
+        batch = {key: _stack([one[key] if window else one[key][-1] for one in observed], key) for key in self.keys}
+        if window:
+            batch["observation_pad_mask"] = _stack([one["pad_mask"] for one in observed], "pad_mask")
         numbers = self._normalizers["action"].numbers(samples)
-        batch["proprio"] = self._normalize("proprio", batch["proprio"], numbers)
+        for key in ("proprio", "env_state"):
+            if key in batch:
+                batch[key] = self._normalize(key, batch[key], numbers)
         if "action" in samples[0]:
             actions = _stack([sample["action"] for sample in samples], "action")
             batch["action"] = self._normalize("action", actions, numbers)

@@ -1,4 +1,4 @@
-"""From camera images to tokens with positions."""
+"""From camera images to tokens with positions: places of feature maps, or one token of two fused cameras."""
 
 from __future__ import annotations
 
@@ -6,27 +6,47 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vla_ft.nn.camera_fusion import CameraFusion, FusionName
 from vla_ft.nn.positions import sine_map
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from vla_ft.policies.act.pixels import Pixels
 
 
-def imagenet_normalize(images: Tensor) -> Tensor:
-    """Float images [B, 3, H, W] in [0, 1] to zero mean and unit variance over ImageNet."""
-    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None]
-    std = images.new_tensor(IMAGENET_STD)[:, None, None]
-    return (images - mean) / std
+class Vision(nn.Module):
+    """Base of both: one trunk for all cameras. ``trunk`` maps [B, 3, H, W] to [B, C, h, w]; with ``pooled=True``, which
+    only fusion asks for, to [B, C]."""
+
+    pooled = False
+
+    def __init__(self, trunk: nn.Module, pixels: Pixels) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.pixels = pixels
+
+    def prepare(self, images: Tensor, camera: str | None = None) -> Tensor:
+        """uint8 [B, H, W, 3] as recorded to what the trunk takes; float [B, C, H, W] is taken as prepared already."""
+        if images.dtype != torch.uint8:
+            return images
+        return self.pixels(images, camera).to(self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the trained weights that come after the trunk."""
+        raise NotImplementedError
+
+    def features(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Trunk output of prepared images, one [B, 3, H, W] a camera; equal sizes in one batch."""
+        if len({image.shape for image in images}) == 1:
+            return list(self._run(torch.cat(list(images))).chunk(len(images)))
+        return [self._run(image) for image in images]
+
+    def _run(self, images: Tensor) -> Tensor:
+        return self.trunk(images, pooled=True) if self.pooled else self.trunk(images)
 
 
-class VisionTokens(nn.Module):
-    """One trunk for all cameras, and a 1x1 convolution to the token width.
-
-    ``trunk`` maps [B, 3, H, W] to [B, C, h, w] and states C as ``out_channels``.
-    """
+class VisionTokens(Vision):
+    """Every place of every feature map is a token, by a 1x1 convolution to the token width."""
 
     def __init__(
         self,
@@ -34,32 +54,17 @@ class VisionTokens(nn.Module):
         out_channels: int,
         dim: int,
         layout: Literal["width", "sequence"],
-        image_size: tuple[int, int] | None = None,
+        pixels: Pixels,
     ) -> None:
-        super().__init__()
-        self.trunk = trunk
+        super().__init__(trunk, pixels)
         self.project = nn.Conv2d(out_channels, dim, 1)
         self.dim = dim
         self.layout = layout
-        self.image_size = image_size
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] as recorded to what the trunk takes; float [B, C, H, W] is taken as prepared already.
-
-        Done here and not in the workers: bytes are a quarter of what would have to be copied to the device.
-        """
-        if images.dtype != torch.uint8:
-            return images
-        scaled = images.permute(0, 3, 1, 2).float() / 255
-        if self.image_size is not None and self.image_size != scaled.shape[2:]:
-            scaled = F.interpolate(scaled, self.image_size, mode="bilinear", align_corners=False, antialias=True)
-        return imagenet_normalize(scaled).to(self.project.weight.dtype)
-
-    def features(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Trunk output [B, C, h, w] of prepared images, one [B, 3, H, W] a camera; equal sizes in one batch."""
-        if len({image.shape for image in images}) == 1:
-            return list(self.trunk(torch.cat(list(images))).chunk(len(images)))
-        return [self.trunk(image) for image in images]
+    @property
+    def dtype(self) -> torch.dtype:
+        """See ``Vision.dtype``."""
+        return self.project.weight.dtype
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Trunk output, one [B, C, h, w] a camera, to tokens [B, N, D] and their positions [1, N, D]."""
@@ -68,6 +73,32 @@ class VisionTokens(nn.Module):
         if self.layout == "width":
             maps, places = [torch.cat(maps, dim=3)], [torch.cat(places, dim=3)]
         return _tokens(maps), _tokens(places)
+
+
+class FusedCameras(Vision):
+    """Pooled features of two cameras, fused into a single token at a learned position.
+
+    The trunk's features are brought to the token width by a linear map without bias where they have another width (as
+    the guide's encoders do); the fusion works at that width. Both are trained whether or not the trunk is frozen.
+    """
+
+    pooled = True
+
+    def __init__(self, trunk: nn.Module, out_channels: int, dim: int, fusion: FusionName, pixels: Pixels) -> None:
+        super().__init__(trunk, pixels)
+        self.project = nn.Identity() if out_channels == dim else nn.Linear(out_channels, dim, bias=False)
+        self.fusion = CameraFusion(fusion, dim)
+        self.place = nn.Parameter(torch.randn(1, 1, dim))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See ``Vision.dtype``."""
+        return self.place.dtype
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Pooled features, [B, C] of the left and of the right camera, to a token [B, 1, D] and its place [1, 1, D]."""
+        left, right = (self.project(one) for one in features)
+        return self.fusion(left, right).unsqueeze(1), self.place
 
 
 def _tokens(maps: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,352 @@
+"""Image trunks: published weights in every layout, pixels as the trunk wants them, fusion, and what freezing means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from act_examples import ACTIONS, PROPRIO, batch, description, small_config
+from narrow_trunk import NarrowResNet
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vla_ft.errors import UserError
+from vla_ft.nn.camera_fusion import CameraFusion
+from vla_ft.nn.clip import CLIP_MEAN, CLIP_STD, ClipShape, ClipVision
+from vla_ft.nn.resnet import ResNet
+from vla_ft.policies.act import build_model, load_weights
+from vla_ft.policies.act.model import Act, Dimensions
+from vla_ft.policies.act.pixels import Pixels, clip_resized
+from vla_ft.policies.act.trunks import OPENAI_SIGN, _clip
+from vla_ft.policies.act.vision import FusedCameras
+from vla_ft.policies.ledger import plan_import
+from vla_ft.training.optimizers import build_optimizer, freeze_parts
+
+SMALL = ClipShape(width=24, heads=2, depth=2, out_channels=8)
+DIMENSIONS = Dimensions(cameras=("top", "wrist"), action=ACTIONS, proprio=PROPRIO)
+
+
+def clip_model(seed: int = 1, **changes: Any) -> Act:
+    """ACT with a narrow CLIP tower of the published input size."""
+    torch.manual_seed(seed)
+    return Act(small_config(backbone="clip_vit_b32", **changes), DIMENSIONS, ClipVision(SMALL)).eval()
+
+
+def openai_names(trunk: ClipVision) -> dict[str, Tensor]:
+    """A tower as OpenAI and open_clip name it: attention stacked, the projection transposed."""
+    table = {
+        "class_token": "class_embedding", "positions": "positional_embedding", "patches.weight": "conv1.weight",
+        "norm_in": "ln_pre", "norm_out": "ln_post", "norm1": "ln_1", "norm2": "ln_2", "up": "mlp.c_fc",
+        "down": "mlp.c_proj", "attention.out": "attn.out_proj", "layers": "transformer.resblocks",
+    }  # fmt: skip
+    state, ours = {}, trunk.state_dict()
+    for name, value in ours.items():
+        if ".attention.query." in name:
+            parts = [ours[name.replace("query", part)] for part in ("query", "key", "value")]
+            layer, kind = name.split(".")[1], name.rsplit(".", 1)[1]
+            state[f"visual.transformer.resblocks.{layer}.attn.in_proj_{kind}"] = torch.cat(parts)
+        elif name == "project.weight":
+            state["visual.proj"] = value.T.contiguous()
+        elif ".attention.key." not in name and ".attention.value." not in name:
+            for old, new in table.items():
+                name = name.replace(old, new)
+            state[f"visual.{name}"] = value
+    return {name: value.clone() for name, value in state.items()}
+
+
+def hugging_face_names(trunk: ClipVision) -> dict[str, Tensor]:
+    """The same as transformers names it."""
+    table = {
+        "class_token": "vision_model.embeddings.class_embedding", "project.": "visual_projection.",
+        "positions": "vision_model.embeddings.position_embedding.weight",
+        "patches.": "vision_model.embeddings.patch_embedding.", "norm_in.": "vision_model.pre_layrnorm.",
+        "norm_out.": "vision_model.post_layernorm.", "layers.": "vision_model.encoder.layers.", "norm1": "layer_norm1",
+        "norm2": "layer_norm2", ".up.": ".mlp.fc1.", ".down.": ".mlp.fc2.", "attention.query": "self_attn.q_proj",
+        "attention.key": "self_attn.k_proj", "attention.value": "self_attn.v_proj",
+        "attention.out": "self_attn.out_proj",
+    }  # fmt: skip
+    state = {}
+    for name, value in trunk.state_dict().items():
+        for old, new in table.items():
+            name = name.replace(old, new)
+        state[name] = value.clone()
+    return state
+
+
+TEXT = {
+    "openai": ["token_embedding.weight", "positional_embedding", "transformer.resblocks.0.attn.in_proj_weight",
+               "transformer.resblocks.0.ln_1.weight", "ln_final.bias", "text_projection", "logit_scale"],
+    "hugging_face": ["text_model.embeddings.token_embedding.weight", "text_model.encoder.layers.0.mlp.fc1.bias",
+                     "text_projection.weight", "logit_scale", "vision_model.embeddings.position_ids"],
+}  # fmt: skip
+NAMES = {"openai": openai_names, "hugging_face": hugging_face_names}
+
+
+@pytest.mark.parametrize("layout", ["clip", "auto"])
+@pytest.mark.parametrize("names", NAMES)
+def test_clip_out_of_a_full_file(tmp_path: Path, names: str, layout: str) -> None:
+    """The text tower is named as unused, the rest of the policy as new, and the features are the file's."""
+    source, target = clip_model(), clip_model(seed=2)
+    assert source.vision is not None and target.vision is not None
+    text = {name: torch.zeros(2) for name in TEXT[names]}
+    torch.save(NAMES[names](source.vision.trunk) | text, tmp_path / "clip.pt")
+    head = target.action_head.weight.clone()
+    ledger = load_weights(target, str(tmp_path / "clip.pt"), layout)
+    assert sorted(ledger.unused) == sorted(text)
+    trunk = set(target.vision.trunk.state_dict())
+    assert {name for _, name in ledger.moves()} == {f"vision.trunk.{name}" for name in trunk}
+    assert set(ledger.new) == {name for name in target.state_dict() if not name.startswith("vision.trunk.")}
+    images = torch.randn(2, 3, 224, 224)
+    assert torch.equal(source.vision.trunk(images), target.vision.trunk(images))
+    assert torch.equal(target.action_head.weight, head)
+    assert "unused  logit_scale" in str(ledger) and "new     action_head.*" in str(ledger)
+
+
+def test_half_precision_file_fills_float32_weights(tmp_path: Path) -> None:
+    source, target = clip_model(), clip_model(seed=2)
+    assert source.vision is not None and target.vision is not None
+    save_file({k: v.half() for k, v in openai_names(source.vision.trunk).items()}, tmp_path / "clip.safetensors")
+    load_weights(target, str(tmp_path / "clip.safetensors"), "clip")
+    assert target.vision.trunk.positions.dtype == torch.float32
+    torch.testing.assert_close(target.vision.trunk.positions, source.vision.trunk.positions, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_all_names_of_the_published_size(names: str) -> None:
+    """At full size, shapes alone: 151 tensors become the whole tower, 87,849,216 numbers."""
+    with torch.device("meta"):
+        trunk = ClipVision()
+        state, rename = _clip(NAMES[names](trunk))
+    ledger = plan_import(trunk, state, source="published", rename=rename)
+    assert len(list(ledger.moves())) == len(trunk.state_dict()) == 200
+    assert sum(state[key].numel() for key, _ in ledger.moves()) == 87_849_216
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("visual.ln_post.bias"), "missing tensor 'vision.trunk.norm_out.bias'"),
+        (lambda s: s.update({"visual.head.weight": torch.zeros(2)}), "unknown tensor 'visual.head.weight'"),
+        (lambda s: s.update({"visual.proj": torch.zeros(24, 9)}), r"shape \(9, 24\), expected \(8, 24\)"),
+        (
+            lambda s: s.pop("visual.transformer.resblocks.1.attn.in_proj_bias"),
+            "missing tensor 'vision.trunk.layers.1.attention.key.bias'",
+        ),
+    ],
+)
+def test_clip_is_loaded_strictly(tmp_path: Path, change: Any, message: str) -> None:
+    target = clip_model(seed=2)
+    assert target.vision is not None
+    state = openai_names(target.vision.trunk)
+    change(state)
+    torch.save(state, tmp_path / "clip.pt")
+    before = target.vision.trunk.positions.clone()
+    with pytest.raises(UserError, match=message):
+        load_weights(target, str(tmp_path / "clip.pt"), "clip")
+    assert torch.equal(target.vision.trunk.positions, before)
+
+
+def test_a_folder_of_another_activation_is_refused(tmp_path: Path) -> None:
+    source = clip_model()
+    assert source.vision is not None
+    save_file(hugging_face_names(source.vision.trunk), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "gelu"}}))
+    with pytest.raises(UserError, match=r"trained with gelu; backbone=clip_vit_b32 computes quick_gelu"):
+        load_weights(clip_model(seed=2), str(tmp_path), "clip")
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "quick_gelu"}}))
+    load_weights(clip_model(seed=2), str(tmp_path), "clip")
+
+
+def test_openais_own_archive_is_a_program(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "ViT-B-32.pt")
+    with pytest.raises(UserError, match=r"TorchScript archive.*torch\.jit\.load\('.*ViT-B-32\.pt'"):
+        load_weights(clip_model(), str(tmp_path / "ViT-B-32.pt"), "clip")
+
+
+def narrow_model() -> Act:
+    """ACT with an eighth of a ResNet, under the same names."""
+    return Act(small_config(), DIMENSIONS, NarrowResNet("resnet18"))
+
+
+def pri3d_file(path: Path, trunk: ResNet, prefix: str = "backbone.encoder.", **extra: Any) -> dict[str, Tensor]:
+    """PRI3D's checkpoint of a UNet: trunk, its classifier and counters, decoder, optimizer and scheduler."""
+    model = {prefix + name: value for name, value in trunk.state_dict().items()}
+    model |= {f"{prefix}bn1.num_batches_tracked": torch.tensor(7), f"{prefix}fc.weight": torch.zeros(10, 512)}
+    model |= {"backbone.decoder.conv1.weight": torch.zeros(4), "head.bias": torch.zeros(2)}
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
+    state = {"model": model, "optimizer": optimizer.state_dict(), "scheduler": {"last_epoch": 5}, "epoch": 5, **extra}
+    torch.save(state, path)
+    return model
+
+
+@pytest.mark.parametrize("layout", ["pri3d", "auto"])
+def test_pri3d_as_published(tmp_path: Path, layout: str) -> None:
+    torch.manual_seed(3)
+    trunk = NarrowResNet("resnet18")
+    model = pri3d_file(tmp_path / "ScanNet_Combine_ResNet18.pth", trunk)
+    target = narrow_model()
+    assert target.vision is not None
+    ledger = load_weights(target, str(tmp_path / "ScanNet_Combine_ResNet18.pth"), layout)
+    assert torch.equal(target.vision.trunk.layer4[0].conv2.weight, trunk.layer4[0].conv2.weight)
+    assert set(ledger.unused) == {name for name in model if "fc." in name or "tracked" in name or "encoder" not in name}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone.encoder.", "backbone.", "encoder.", "model."])
+def test_pri3d_converted(tmp_path: Path, prefix: str) -> None:
+    torch.manual_seed(3)
+    trunk = NarrowResNet("resnet18")
+    torch.save({prefix + name: value for name, value in trunk.state_dict().items()}, tmp_path / "converted.pth")
+    target = narrow_model()
+    assert target.vision is not None
+    load_weights(target, str(tmp_path / "converted.pth"), "pri3d")
+    assert torch.equal(target.vision.trunk.conv1.weight, trunk.conv1.weight)
+
+
+def test_pri3d_never_starts_at_random(tmp_path: Path) -> None:
+    target = narrow_model()
+    assert target.vision is not None
+    before = target.vision.trunk.conv1.weight.clone()
+    torch.save({"model": {"net.weight": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"no ResNet in layout pri3d, .*backbone\.encoder\.layer1"):
+        load_weights(target, str(tmp_path / "other.pth"), "pri3d")
+    deeper = NarrowResNet("resnet18")
+    deeper.layer1.append(deeper.layer1[0])
+    pri3d_file(tmp_path / "deeper.pth", deeper)
+    with pytest.raises(UserError, match=r"unknown tensor 'backbone\.encoder\.layer1\.1"):
+        load_weights(target, str(tmp_path / "deeper.pth"), "pri3d")
+    pri3d_file(tmp_path / "program.pth", NarrowResNet("resnet18"), logger=Path)
+    with pytest.raises(UserError, match=r"holds Python objects beside tensors, which loading could execute"):
+        load_weights(target, str(tmp_path / "program.pth"), "pri3d")
+    assert torch.equal(target.vision.trunk.conv1.weight, before)
+
+
+def test_trunk_and_backbone_must_agree(tmp_path: Path) -> None:
+    torch.save(ResNet("resnet18").state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(UserError, match=r"a ResNet, the model has backbone=clip_vit_b32"):
+        load_weights(clip_model(), str(tmp_path / "resnet18.pth"))
+    torch.save({OPENAI_SIGN: torch.zeros(1)}, tmp_path / "clip.pt")
+    with pytest.raises(UserError, match=r"CLIP's image tower, the model has backbone=resnet18"):
+        load_weights(build_model(small_config(), description()), str(tmp_path / "clip.pt"))
+
+
+@pytest.mark.parametrize("size", [(480, 640), (300, 225), (225, 301), (224, 224), (100, 130)])
+def test_clips_pixels_are_pils(size: tuple[int, int]) -> None:
+    """Resize of the short side (bicubic) and centre crop as PIL does them, up to a level of rounding."""
+    height, width = size
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    short = min(size)
+    target = tuple(224 if side == short else int(224 * side / short) for side in (width, height))
+    resized = Image.fromarray(picture).resize(target, Image.Resampling.BICUBIC)
+    left, top = round((target[0] - 224) / 2), round((target[1] - 224) / 2)
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224))).astype(np.float32)
+    ours = clip_resized(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), 224)[0].permute(1, 2, 0).numpy()
+    assert ours.shape == (224, 224, 3)
+    assert np.abs(ours - expected).max() <= 1
+
+
+def test_pixels_follow_the_trunk() -> None:
+    white = torch.full((1, 240, 320, 3), 255, dtype=torch.uint8)
+    clip = Pixels.of(small_config(backbone="clip_vit_b32"))(white)
+    assert clip.shape == (1, 3, 224, 224)
+    expected = (1 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+    torch.testing.assert_close(clip[0, :, 100, 100], expected)
+    assert Pixels.of(small_config())(white).shape == (1, 3, 240, 320)
+    own = Pixels.of(small_config(pixel_statistics={"top": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))}))
+    torch.testing.assert_close(own(white, "top")[0, :, 0, 0], torch.full((3,), 2.0))
+    torch.testing.assert_close(own(white, "wrist"), Pixels.of(small_config())(white))
+
+
+def test_a_squeezed_picture_keeps_its_sides() -> None:
+    """image_size=[224,224]: the left edge of a wide picture is still there; CLIP's own way cuts it off."""
+    picture = torch.zeros(1, 224, 448, 3, dtype=torch.uint8)
+    picture[:, :, :8] = 255
+    cut = Pixels.of(small_config(backbone="clip_vit_b32"))(picture)
+    whole = Pixels.of(small_config(backbone="clip_vit_b32", image_size=(224, 224)))(picture)
+    assert cut.shape == whole.shape
+    assert cut.amax() < 0 < whole[0, 0, :, 0].amin()
+
+
+def test_clip_tokens() -> None:
+    model = clip_model()
+    tokens, places, _ = model.observe(batch())
+    assert tokens is not None and places is not None
+    assert tokens.shape == (2, 2 * 49, model.config.hidden_dim) and places.shape == (1, 98, 32)
+    assert model.sample(batch()).shape == (2, 6, ACTIONS)
+    assert len(model.blocks()) == 2 + 1 + 1 + 2
+    with pytest.raises(UserError, match=r"image_size is \[100, 100\]; backbone 'clip_vit_b32' takes"):
+        small_config(backbone="clip_vit_b32", image_size=(100, 100))
+
+
+FUSIONS = ("mean", "max", "concat_mlp", "gated", "bilinear")
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_fusion_is_trained_while_the_trunk_is_frozen(fusion: str) -> None:
+    """What the guide's authors' code failed: its no-grad block held the fusion heads too."""
+    model = clip_model(camera_fusion=fusion).train()
+    assert isinstance(model.vision, FusedCameras)
+    freeze_parts(model, ("backbone",))
+    optimizer = build_optimizer(model, config_of())
+    trunk = {name: value.clone() for name, value in model.vision.trunk.state_dict().items()}
+    trained = [p for name, p in model.named_parameters() if name.startswith(("vision.fusion.", "vision.project."))]
+    before = [p.detach().clone() for p in trained]
+    model(batch()).loss.backward()
+    assert all(p.grad is None for p in model.vision.trunk.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+    optimizer.step()
+    assert all(not torch.equal(old, p) for old, p in zip(before, trained, strict=True))
+    assert all(torch.equal(trunk[name], value) for name, value in model.vision.trunk.state_dict().items())
+    stepped = {id(p) for p in optimizer.state}
+    assert not stepped & {id(p) for p in model.vision.trunk.parameters()} and {id(p) for p in trained} <= stepped
+
+
+def config_of() -> Any:
+    from vla_ft.config import OptimizerConfig
+
+    return OptimizerConfig(lr=1e-2)
+
+
+@pytest.mark.parametrize("fusion", ["none", "gated"])
+def test_an_unfrozen_trunk_is_trained(fusion: str) -> None:
+    model = clip_model(camera_fusion=fusion).train()
+    model(batch()).loss.backward()
+    assert model.vision is not None
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert missing == []
+    assert model.vision.trunk.get_submodule("layers.0.up").weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("backbone", "fusion", "parameters"),
+    [("resnet50", "concat_mlp", 25_344_064), ("resnet50", "gated", 25_081_921), ("resnet50", "mean", 24_556_608)],
+)
+def test_sizes_of_the_guides_encoders(backbone: str, fusion: Any, parameters: int) -> None:
+    """PRI3D's trunk, the projection to 512, and the head; batch norm's affine part, ours constant, is counted there."""
+    with torch.device("meta"):
+        trunk = ResNet(backbone)  # type: ignore[arg-type]
+        encoder = FusedCameras(trunk, trunk.out_channels, 512, fusion, Pixels())
+    affine = sum(value.numel() for name, value in trunk.named_buffers() if name.endswith(("weight", "bias")))
+    assert sum(p.numel() for p in encoder.parameters()) - encoder.place.numel() + affine == parameters
+
+
+def test_fusion_sees_both_cameras_and_needs_two() -> None:
+    model = clip_model(camera_fusion="gated")
+    data = batch()
+    for camera in ("image_top", "image_wrist"):
+        changed = {**data, camera: 255 - data[camera]}
+        assert not torch.equal(model.sample(data), model.sample(changed))
+    with pytest.raises(UserError, match=r"camera_fusion=mean fuses exactly two cameras.*has 1: top"):
+        build_model(small_config(camera_fusion="mean"), description(cameras={"top": (32, 64)}))
+    with pytest.raises(UserError, match=r"wrist would be normalised otherwise"):
+        build_model(small_config(pixel_statistics={"top": ((0, 0, 0), (1, 1, 1))}), description())
+
+
+def test_a_resnet_is_pooled_by_its_mean() -> None:
+    trunk, images = ResNet("resnet18"), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(trunk(images, pooled=True), trunk(images).mean((2, 3)))
+    assert CameraFusion("max", 3)(torch.zeros(1, 3), torch.ones(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
