@@ -69,6 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return say_mistake(mistake)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except Exception as error:
+        from vla_ft.training.known_errors import explain
+
+        known = explain(error)
+        if known is None:
+            raise
+        return say_mistake(UserError(known))
 
 
 def say_mistake(mistake: UserError) -> int:

@@ -12,7 +12,8 @@ from tiny_runs import TINY
 
 from vla_ft.config import ExecutionConfig, load_run_config
 from vla_ft.data.formats.registry import open_dataset
-from vla_ft.deployment.execution import Controller, chunk_execution, describe
+from vla_ft.deployment.acting import Actor
+from vla_ft.deployment.execution import chunk_execution, describe
 from vla_ft.deployment.predictor import Predictor
 from vla_ft.errors import UserError
 from vla_ft.training.trainer import train
@@ -85,19 +86,19 @@ def test_a_policy_drives_as_its_run_says(run):
     read = reader.read(0, np.arange(5), ("proprio", "image_top"))
     seen = [{key: value[t] for key, value in read.items()} for t in range(5)]
     predicted = [predictor.predict(one) for one in seen]
-    controller = Controller(predictor)
-    actions = [controller.act(one) for one in seen]
+    actor = Actor(predictor)
+    actions = [actor.step(one) for one in seen]
     assert actions[0].dtype == np.float32
     np.testing.assert_array_equal(actions[0], predicted[0][0])
     weights = np.exp(-0.01 * np.arange(2))
     expected = (predicted[3][1] * weights[0] + predicted[4][0] * weights[1]) / weights.sum()
     np.testing.assert_allclose(actions[4], expected, rtol=1e-5)
-    controller.reset()
-    np.testing.assert_array_equal(controller.act(seen[2]), predicted[2][0])
-    open_loop = Controller(predictor, ExecutionConfig(steps=3))
-    np.testing.assert_array_equal([open_loop.act(one) for one in seen], [*predicted[0][:3], *predicted[3][:2]])
+    actor.reset()
+    np.testing.assert_array_equal(actor.step(seen[2]), predicted[2][0])
+    open_loop = Actor(predictor, ExecutionConfig(steps=3))
+    np.testing.assert_array_equal([open_loop.step(one) for one in seen], [*predicted[0][:3], *predicted[3][:2]])
     with pytest.raises(UserError, match="The observation has no 'image_top'"):
-        Controller(predictor).act({"proprio": seen[0]["proprio"]})
+        Actor(predictor).step({"proprio": seen[0]["proprio"]})
 
 
 def test_an_observation_window_begins_with_the_first_frame_repeated(run, monkeypatch):
@@ -107,14 +108,14 @@ def test_an_observation_window_begins_with_the_first_frame_repeated(run, monkeyp
     monkeypatch.setattr(predictor.processor, "window", dataclasses.replace(window, observation_steps=3))
     given = []
 
-    def predict(observation, instruction):
-        given.append(observation)
-        return np.zeros((window.action_horizon, 14), np.float32)
+    def predict(samples):
+        given.append(samples[0]["observation"])
+        return np.zeros((1, window.action_horizon, 14), np.float32)
 
-    monkeypatch.setattr(predictor, "predict", predict)
-    controller = Controller(predictor, ExecutionConfig(steps=1))
+    monkeypatch.setattr(predictor, "predict_samples", predict)
+    actor = Actor(predictor, ExecutionConfig(steps=1))
     for number in range(4):
-        controller.act({"proprio": np.full(2, number), "image_top": np.full((2, 2, 3), number, np.uint8)})
+        actor.step({"proprio": np.full(14, number), "image_top": np.full((32, 32, 3), number, np.uint8)})
     assert [one["proprio"][:, 0].tolist() for one in given] == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]
     assert [one["pad_mask"].tolist() for one in given[:3]] == [[False, False, True], [False, True, True], [True] * 3]
-    assert given[3]["image_top"].shape == (3, 2, 2, 3)
+    assert given[3]["image_top"].shape == (3, 32, 32, 3)

@@ -11,8 +11,8 @@ from golden_files import Golden
 
 from vla_ft.nn.positions import sine_map
 from vla_ft.policies.act.model import Act
-from vla_ft.policies.act.posterior import kl_divergence
 from vla_ft.policies.act.pixels import normalized
+from vla_ft.policies.act.posterior import kl_divergence
 from vla_ft.policies.base import Batch
 
 

@@ -201,6 +201,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, cap
     message = mistake(capsys, *TINY, *rising, f"output={tmp_path}", "ema=null", "steps=100")
     assert "is not finite" in message
     assert "episode_" in message
+    assert "Every number of the samples is finite" in message
+    assert "lower optimizer.lr, set optimizer.clip_grad_norm" in message
     steps = [int(folder.name[5:]) for folder in (tmp_path / "checkpoints").glob("step_*")]
     assert steps, "it failed before its first checkpoint: nothing was tested"
     for step in steps:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from vla_ft.checkpoints import STATISTICS, find_checkpoint, verify
-from vla_ft.config import RunConfig
+from vla_ft.config import DataConfig, ExecutionConfig, InitConfig, RunConfig, check
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.deployment.weights import build_plain, load_trained, read_facts
 from vla_ft.devices import choose_device
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch, Model, Processor
+from vla_ft.policies.published import Published, open_published
 from vla_ft.policies.registry import load_policy
 
 Precision = Literal["run", "fp32", "bf16"]
@@ -38,21 +39,27 @@ class Predictor:
         model: Model,
         device: torch.device,
         precision: Precision = "run",
+        published: Published | None = None,
     ) -> None:
         self.config, self.description, self.processor = config, description, processor
         self.model, self.device = model.to(device).eval(), device
         trained_in: Literal["fp32", "bf16"] = "fp32" if config.precision == "fp32" else "bf16"
         self.precision: Literal["fp32", "bf16"] = trained_in if precision == "run" else precision
+        self.published = published
+        """Where the policy is somebody else's folder: what it says of itself."""
 
     @classmethod
     def load(
         cls, checkpoint: Path, device: str = "cpu", dataset: str | None = None, precision: Precision = "run"
     ) -> Predictor:
         """Read a checkpoint folder, or the latest one of a run folder; averaged weights are used when there are any.
+        A published policy folder (LeRobot's ``act``, of either generation) is read as it is.
 
         ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``). Raises UserError when
         the checkpoint is damaged or incomplete, and where a mixture's dataset is not named.
         """
+        if (published := open_published(checkpoint)) is not None:
+            return cls._of(published, device, precision)
         path = find_checkpoint(checkpoint)
         verify(path)
         config, description = read_facts(path)
@@ -63,27 +70,62 @@ class Predictor:
         processor = policy.build_processor(config.model, description, statistics)
         return cls(config, description, processor, model, choose_device(device), precision)
 
+    @classmethod
+    def _of(cls, published: Published, device: str, precision: Precision) -> Predictor:
+        policy, folder = load_policy(published.policy), str(published.folder)
+        config = RunConfig(
+            recipe=published.layout,
+            policy=published.policy,
+            data=DataConfig(path=folder),
+            steps=1,
+            output=folder,
+            init=InitConfig(path=folder, layout=published.layout),
+            model=check(policy.Config, published.settings, f"the settings of {folder}", prefix="model."),
+            execution=_execution(published),
+        )
+        model = policy.build_model(config.model, published.description)
+        policy.load_weights(model, folder, published.layout)
+        processor = policy.build_processor(config.model, published.description, published.statistics)
+        return cls(config, published.description, processor, model, choose_device(device), precision, published)
+
+    def our_names(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """An observation under our keys; a published policy's robot may say ``observation.state`` and so on."""
+        if self.published is None:
+            return observation
+        renames, our_key = self.published.renames, load_policy(self.published.policy).our_key  # type: ignore[attr-defined]
+        features = {renames.get(name, name): value for name, value in observation.items()}
+        return {our_key(name) if "." in name else name: value for name, value in features.items()}
+
     def predict(self, observation: dict[str, np.ndarray], instruction: str = "") -> np.ndarray:
         """Action chunk float32 [horizon, A] in robot units.
 
-        ``observation``: ``proprio`` float [P] or [T, P] and ``image_<camera>`` uint8 [H, W, 3] or [T, H, W, 3] for
-        every camera of the policy; T is its observation window, oldest first. ``pad_mask`` bool [T] may say which of
-        these steps are real, as it does in training. Raises UserError on anything else.
+        ``observation``: ``proprio`` float [P] or [t, P] and ``image_<camera>`` uint8 [H, W, 3] or [t, H, W, 3] for
+        every camera of the policy; t is its observation window, oldest first, or fewer steps where the episode has no
+        more yet: all keys alike. A published policy takes its publisher's names as well. Raises UserError.
         """
-        window = self.processor.window
+        return self.predict_samples([self.sample_of(observation, instruction)])[0]
+
+    def sample_of(self, observation: dict[str, np.ndarray], instruction: str = "") -> Sample:
+        """The sample that ``predict`` makes of an observation; its actions are blank."""
+        window, observation = self.processor.window, self.our_names(observation)
         arrays = {key: self._checked(key, observation) for key in self.processor.keys}
-        sample = Sample(
+        counts = {key: len(value) for key, value in arrays.items()}
+        seen, steps = max(counts.values()), window.observation_steps
+        if len(set(counts.values())) > 1:
+            raise UserError(f"The observation has different numbers of steps: {counts}. Give the same of every key.")
+        # As in training: steps before the episode repeat the first one, and are marked.
+        first = [0] * (steps - seen) + list(range(seen))
+        return Sample(
             observation={
-                **arrays,
-                "timestep": np.arange(window.observation_steps, dtype=np.int32),
-                "pad_mask": np.asarray(observation.get("pad_mask", np.ones(window.observation_steps, dtype=bool))),
+                **{key: value[first] for key, value in arrays.items()},
+                "timestep": np.asarray(first, dtype=np.int32),
+                "pad_mask": np.arange(steps) >= steps - seen,
             },
             action=np.zeros((window.action_horizon, self.description.action_dim), dtype=np.float32),
             action_pad_mask=np.zeros(window.action_horizon, dtype=bool),
             task={"language_instruction": instruction},
             dataset_name=self.description.name,
         )
-        return self.predict_samples([sample])[0]
 
     def predict_samples(self, samples: Sequence[Sample]) -> np.ndarray:
         """Action chunks float32 [n, horizon, A] in robot units for samples as a dataset gives them."""
@@ -105,9 +147,11 @@ class Predictor:
         image = key.startswith(IMAGE_PREFIX)
         if value.ndim == (3 if image else 1):
             value = value[None]
-        steps = self.processor.window.observation_steps
+        steps = min(max(1, len(value)), self.processor.window.observation_steps)
         if image:
             expected: tuple[int, ...] = (steps, *self.description.cameras[key.removeprefix(IMAGE_PREFIX)], 3)
+        elif key == "env_state":
+            expected = (steps, len(self.description.environment_names))
         else:
             expected = (steps, self.description.proprio_dim)
         if value.shape != expected or (image and value.dtype != np.uint8):
@@ -115,3 +159,10 @@ class Predictor:
                 f"'{key}' is {value.dtype} {value.shape}, expected {'uint8' if image else 'float32'} {expected}."
             )
         return value if image else value.astype(np.float32)
+
+
+def _execution(published: Published) -> ExecutionConfig:
+    """How a published policy's chunks are executed by its own settings."""
+    if published.ensemble is None:
+        return ExecutionConfig(steps=published.actions_per_chunk)
+    return ExecutionConfig(temporal_ensemble=True, ensemble_coefficient=published.ensemble)

@@ -28,7 +28,7 @@ class ClipShape:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """``x * sigmoid(1.702 x)``: what OpenAI's weights were trained with. Exact GELU gives other features, in silence."""
+    """``x * sigmoid(1.702 x)``: OpenAI's weights were trained with it. Exact GELU gives other features, in silence."""
     return x * torch.sigmoid(1.702 * x)
 
 

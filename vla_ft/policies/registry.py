@@ -20,7 +20,9 @@ class PolicyPackage(Protocol):
     """What a policy's package exports.
 
     It may export ``suggest(description, statistics) -> dict`` as well: model settings for a dataset, which
-    ``vla-ft recipe from-data`` writes into a recipe.
+    ``vla-ft recipe from-data`` writes into a recipe. One whose checkpoints others publish as folders exports
+    ``open_published(folder) -> Published``, ``published_settings(folder) -> dict`` (the ``model`` section) and
+    ``our_key(feature) -> str``, our name of the publisher's observation keys (``vla_ft.policies.published``).
     """
 
     Config: type

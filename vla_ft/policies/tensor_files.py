@@ -200,7 +200,7 @@ def _refuse_program(path: Path) -> None:
         if not any(name.endswith("/constants.pkl") for name in archive.namelist()):
             return
     raise UserError(
-        f"{path} is a TorchScript archive, which is a program with weights (OpenAI publishes CLIP so); it was not read. "
+        f"{path} is a TorchScript archive, a program with weights (OpenAI publishes CLIP so); it was not read. "
         'If you trust it, save its weights once: python -c "import torch; torch.save(torch.jit.load('
         f"'{path}', map_location='cpu').state_dict(), '{path.with_suffix('')}-weights.pt')\""
     )

@@ -22,6 +22,7 @@ from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_wri
 from vla_ft.training.collective import on_all, on_main
 from vla_ft.training.engines import Engine, build_engine
 from vla_ft.training.environment_record import environment_record
+from vla_ft.training.known_errors import explained
 from vla_ft.training.monitoring import VALIDATION_LOSS, GpuMeter, Pace, TimedBatches, common_names
 from vla_ft.training.observer import Observer, Observers
 from vla_ft.training.optimizers import schedule_factor
@@ -30,10 +31,11 @@ from vla_ft.training.randomness import use_deterministic_kernels
 from vla_ft.training.resilience import Interruption
 from vla_ft.training.resume import find_start, refuse_other_run
 from vla_ft.training.state import load_checkpoint, restore_generators, save_checkpoint
-from vla_ft.training.tracking import Tracker
+from vla_ft.training.symptoms import Symptoms
+from vla_ft.training.tracking import Tracker, read_metrics
 from vla_ft.training.update import update
 from vla_ft.training.validation import validate
-from vla_ft.training.wandb_run import require_login
+from vla_ft.training.wandb_run import note, require_login
 
 DATA = "data.json"
 """File of a run folder: how many episodes took part, and which were left out and why."""
@@ -72,7 +74,7 @@ def train(
     engine = build_engine(config)
     console = console or Console(width=None if sys.stdout.isatty() else 110)
     store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint.keep_last)
-    with ExitStack() as stack:
+    with explained(config), ExitStack() as stack:
         stack.callback(engine.close)
         on_main(engine, lambda: require_login(config.logging))  # before anything large is read
         _hold_folder(Path(config.output), engine, stack)
@@ -90,6 +92,8 @@ def train(
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
             print_banner(console, run, engine, [_beginning(run, start), *notes])
+            if (said := note(config.logging)) is not None:
+                _warn(console, said)
         told = Observers(observers, engine)
         told.started(run, start, notes)
         return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()), told)
@@ -162,6 +166,7 @@ def _loop(
         line = stack.enter_context(ProgressLine(console, config.steps, state.step, run.global_batch, engine.is_main))
         tracker = stack.enter_context(_tracker(run)) if engine.is_main else None
         gpu = stack.enter_context(GpuMeter(engine.device))
+        symptoms = _symptoms(run, engine, console) if engine.is_main else None
         while state.step < config.steps and not stop:
             step = partial(update, run, batches, engine, interruption.requested is not None)
             with pace.update():
@@ -174,6 +179,8 @@ def _loop(
                 scalars[VALIDATION_LOSS] = scalars["validation/loss"]
             if tracker is not None and scalars:
                 tracker.write(state.step, scalars)
+            if symptoms is not None:
+                symptoms.look({"step": state.step, **scalars})
             if scalars:
                 told.logged(state.step, state.position / len(run.places), scalars)
             if due["checkpoint"]:
@@ -188,6 +195,18 @@ def _loop(
 def _tracker(run: Run) -> Tracker:
     config = run.state.config
     return Tracker(Path(config.output), config.logging, config.to_dict(), run.state.step)
+
+
+def _symptoms(run: Run, engine: Engine, console: Console) -> Symptoms:
+    """The judge of this run, which remembers what was logged before."""
+    config = run.state.config
+    found = Symptoms(config, list(engine.model.parameter_groups()), partial(_warn, console))
+    found.remember(read_metrics(Path(config.output)))
+    return found
+
+
+def _warn(console: Console, said: str) -> None:
+    console.print(said, style="bold yellow", soft_wrap=True, highlight=False, markup=False)
 
 
 def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from act_examples import ACTIONS, PROPRIO, batch, description, small_config
+from narrow_trunk import NarrowResNet
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -167,6 +168,11 @@ def test_openais_own_archive_is_a_program(tmp_path: Path) -> None:
         load_weights(clip_model(), str(tmp_path / "ViT-B-32.pt"), "clip")
 
 
+def narrow_model() -> Act:
+    """ACT with an eighth of a ResNet, under the same names."""
+    return Act(small_config(), DIMENSIONS, NarrowResNet("resnet18"))
+
+
 def pri3d_file(path: Path, trunk: ResNet, prefix: str = "backbone.encoder.", **extra: Any) -> dict[str, Tensor]:
     """PRI3D's checkpoint of a UNet: trunk, its classifier and counters, decoder, optimizer and scheduler."""
     model = {prefix + name: value for name, value in trunk.state_dict().items()}
@@ -181,37 +187,39 @@ def pri3d_file(path: Path, trunk: ResNet, prefix: str = "backbone.encoder.", **e
 @pytest.mark.parametrize("layout", ["pri3d", "auto"])
 def test_pri3d_as_published(tmp_path: Path, layout: str) -> None:
     torch.manual_seed(3)
-    trunk = ResNet("resnet18")
+    trunk = NarrowResNet("resnet18")
     model = pri3d_file(tmp_path / "ScanNet_Combine_ResNet18.pth", trunk)
-    target = build_model(small_config(), description())
+    target = narrow_model()
     assert target.vision is not None
     ledger = load_weights(target, str(tmp_path / "ScanNet_Combine_ResNet18.pth"), layout)
-    assert torch.equal(target.vision.trunk.layer4[1].conv2.weight, trunk.layer4[1].conv2.weight)
+    assert torch.equal(target.vision.trunk.layer4[0].conv2.weight, trunk.layer4[0].conv2.weight)
     assert set(ledger.unused) == {name for name in model if "fc." in name or "tracked" in name or "encoder" not in name}
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.backbone.encoder.", "backbone.", "encoder.", "model."])
 def test_pri3d_converted(tmp_path: Path, prefix: str) -> None:
     torch.manual_seed(3)
-    trunk = ResNet("resnet18")
+    trunk = NarrowResNet("resnet18")
     torch.save({prefix + name: value for name, value in trunk.state_dict().items()}, tmp_path / "converted.pth")
-    target = build_model(small_config(), description())
+    target = narrow_model()
     assert target.vision is not None
     load_weights(target, str(tmp_path / "converted.pth"), "pri3d")
     assert torch.equal(target.vision.trunk.conv1.weight, trunk.conv1.weight)
 
 
 def test_pri3d_never_starts_at_random(tmp_path: Path) -> None:
-    target = build_model(small_config(), description())
+    target = narrow_model()
     assert target.vision is not None
     before = target.vision.trunk.conv1.weight.clone()
     torch.save({"model": {"net.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"no ResNet in layout pri3d, .*backbone\.encoder\.layer1"):
         load_weights(target, str(tmp_path / "other.pth"), "pri3d")
-    pri3d_file(tmp_path / "deeper.pth", ResNet("resnet34"))
-    with pytest.raises(UserError, match=r"unknown tensor 'backbone\.encoder\.layer1\.2"):
+    deeper = NarrowResNet("resnet18")
+    deeper.layer1.append(deeper.layer1[0])
+    pri3d_file(tmp_path / "deeper.pth", deeper)
+    with pytest.raises(UserError, match=r"unknown tensor 'backbone\.encoder\.layer1\.1"):
         load_weights(target, str(tmp_path / "deeper.pth"), "pri3d")
-    pri3d_file(tmp_path / "program.pth", ResNet("resnet18"), logger=Path)
+    pri3d_file(tmp_path / "program.pth", NarrowResNet("resnet18"), logger=Path)
     with pytest.raises(UserError, match=r"holds Python objects beside tensors, which loading could execute"):
         load_weights(target, str(tmp_path / "program.pth"), "pri3d")
     assert torch.equal(target.vision.trunk.conv1.weight, before)

@@ -9,10 +9,21 @@ from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
 from vla_ft.policies.act.checkpoint import load_weights
 from vla_ft.policies.act.config import Config
+from vla_ft.policies.act.lerobot import our_key
+from vla_ft.policies.act.lerobot_folder import open_published, published_settings
 from vla_ft.policies.act.model import Act, Dimensions
 from vla_ft.policies.act.processing import ActProcessor
 
-__all__ = ["Config", "build_model", "build_processor", "load_weights", "suggest"]
+__all__ = [
+    "Config",
+    "build_model",
+    "build_processor",
+    "load_weights",
+    "open_published",
+    "our_key",
+    "published_settings",
+    "suggest",
+]
 
 LARGEST_HEIGHT = 480
 """Pixels: the height that ACT was published with. Larger frames cost memory by their area."""

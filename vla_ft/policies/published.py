@@ -1,0 +1,66 @@
+"""A trained policy as somebody else's code saved it, in a folder that says everything about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla_ft.data.sample import DatasetDescription
+from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.policies.registry import POLICIES, load_policy
+
+_SIGNS = {"act": {"dim_model", "n_vae_encoder_layers", "vision_backbone"}}
+"""Keys that only this policy's ``config.json`` has: some older folders do not state their type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What is needed to run such a policy, in our terms. Its weights are read by the policy's ``load_weights``."""
+
+    policy: str
+    settings: dict[str, Any]
+    """The ``model`` section of a recipe that describes its network."""
+    description: DatasetDescription
+    """The robot as far as the folder tells: widths and cameras; names are numbers and units unknown."""
+    statistics: DatasetStatistics
+    """Such that the processor of ``settings`` normalises as the policy was trained, whatever form that had."""
+    folder: Path
+    layout: str
+    actions_per_chunk: int
+    """Actions of a chunk that are executed before the next is asked for."""
+    ensemble: float | None = None
+    """Coefficient of temporal ensembling, which asks at every step; None without."""
+    renames: Mapping[str, str] = field(default_factory=dict)
+    """The robot's feature names -> the policy's, in the publisher's words."""
+
+
+def kind_of(folder: Path) -> str | None:
+    """The policy whose folder of LeRobot's kind this is (``config.json`` with a ``type``), or None."""
+    path = folder / "config.json"
+    if not path.is_file() or (folder / "manifest.json").is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, OSError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    signed = (policy for policy, keys in _SIGNS.items() if keys <= values.keys())
+    kind = values.get("type", next(signed, None))
+    return kind if kind in POLICIES and hasattr(load_policy(kind), "open_published") else None
+
+
+def open_published(folder: Path) -> Published | None:
+    """A published policy folder, whole; None for a folder of another kind. Raises UserError for a damaged one."""
+    kind = kind_of(folder)
+    return None if kind is None else load_policy(kind).open_published(folder)  # type: ignore[attr-defined]
+
+
+def published_settings(policy: str, folder: Path) -> dict[str, Any] | None:
+    """The ``model`` settings of a published folder, for weights to start from; None where the folder says none."""
+    if kind_of(folder) != policy:
+        return None
+    return load_policy(policy).published_settings(folder)  # type: ignore[attr-defined]
