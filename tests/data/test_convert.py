@@ -66,7 +66,8 @@ def assert_same_steps(reader: EpisodeReader, image_error: float = 0) -> None:
 
 def test_around_all_formats_and_back(tmp_path: Path, source: Path) -> None:
     path = source
-    for number, format in enumerate(("aloha", "lerobot", "npy", "npz", "rlds", "lerobot21", "aloha", "npy", "rlds", "npz")):
+    order = ("aloha", "lerobot", "npy", "npz", "rlds", "lerobot21", "aloha", "npy", "rlds", "npz")
+    for number, format in enumerate(order):
         told(path, tmp_path / f"{number}_{format}", format, images=EXACT[format])
         path = tmp_path / f"{number}_{format}"
         assert_same_steps(open_dataset(path))

@@ -127,7 +127,7 @@ def test_weights_only_starts_a_new_run_from_them(tmp_path, finished, demos):
         (["--lr"], "--lr needs a value"),
         (["--wandb_name", "x"], "--wandb_project"),
         (["--config", "configs/none.yaml"], "Run from the project root"),
-        (["--dataset_dir", "your_dataset"], "Dataset not found: your_dataset"),
+        (["--dataset_dir", "your_dataset"], "Dataset not found. No dataset at your_dataset"),
         (["--weights_only"], "--resume_from"),
         (["surprise"], "Cannot read 'surprise'"),
     ],

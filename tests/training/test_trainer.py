@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, cap
 
 def test_a_mistake_on_two_processes_is_said_once(tmp_path):
     out = finish(start(tmp_path, "devices=2", "device=cpu", "data.path=/nowhere"), 2)
-    assert out.count("nothing lies at /nowhere") == 1
+    assert out.count("No dataset at /nowhere") == 1
     assert "Traceback" not in out
 
 

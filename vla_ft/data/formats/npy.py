@@ -61,7 +61,7 @@ class NpyReader(EpisodeReader):
         self._starts = np.cumsum(contents.lengths) - contents.lengths
         about = describe(self.path, contents, cameras)
         given = {"fps": fps, "action_kind": action_kind, "action_mode": action_mode, "name": name}
-        told = {key: value for key, value in given.items() if value is not None}
+        told: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         self.description = dataclasses.replace(about.description, **told)
         self.assumed = {key: why for key, why in about.assumed.items() if key not in told}
         self._instructions = [text or instruction for text in about.instructions]
@@ -87,9 +87,13 @@ class NpyReader(EpisodeReader):
         return self._instructions[episode]
 
     def fingerprint(self) -> str:
-        """Hash of lengths and all action and state values in float32; computed once."""
+        """Hash of lengths, names of dimensions and all action and state values in float32; computed once.
+
+        Names: the same numbers may lie in forms that name them and in forms that do not, and statistics carry them.
+        """
         if self._fingerprint is None:
-            digest = hashlib.sha256(b"npy")
+            about = self.description
+            digest = hashlib.sha256(f"npy {about.action_names} {about.proprio_names}".encode())
             for episode, length in enumerate(self.lengths):
                 digest.update(f"{length}".encode())
                 values = self.read(episode, np.arange(length), tuple(_STORED))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,12 +98,7 @@ def _from_file(folder: Path, contents: Contents) -> About:
     content, description = load_described(path)
     if content.get("layout") != LAYOUT:
         raise UserError(f"{path} has layout {content.get('layout')!r}, expected {LAYOUT!r}. Write the set again.")
-    episodes = len(contents.lengths)
-    texts, number = content.get("instructions"), content.get("instruction_of")
-    fits = isinstance(texts, list) and isinstance(number, list) and len(number) == episodes
-    fits = fits and all(isinstance(text, str) for text in texts)
-    if not fits or not all(type(n) is int and 0 <= n < len(texts) for n in number):
-        raise UserError(f"{path}: its instructions are not one for each of {episodes} episodes. Write the set again.")
+    texts = _instructions(path, content, contents.lengths)
     seen = (contents.action.shape[1], contents.columns[STATE].shape[1], camera_sizes(contents.columns))
     told = (description.action_dim, description.proprio_dim, description.cameras)
     if seen != told:
@@ -108,9 +106,39 @@ def _from_file(folder: Path, contents: Contents) -> About:
             f"{path} describes {told[0]} action and {told[1]} state dimensions and cameras {told[2]}; {ACTIONS} and "
             f"observations have {seen[0]}, {seen[1]} and {seen[2]}. Restore it, or write the set again."
         )
-    if contents.sums is None and content.get("checksums"):
+    _refuse_other_types(path, contents)
+    if contents.sums is None:
         raise UserError(f"Dataset not found: {folder} has no checksums.npy, with which it was written. Copy it again.")
-    return About(description, [texts[n] for n in number], {})
+    return About(description, texts, {})
+
+
+def episodes_sum(texts: Sequence[str], numbers: Sequence[int], lengths: Sequence[int]) -> str:
+    """SHA-256 (hex) of what the files say about episodes: instructions, which of them each has, and lengths."""
+    return hashlib.sha256(json.dumps([list(texts), list(numbers), list(lengths)]).encode()).hexdigest()
+
+
+def _instructions(path: Path, content: dict[str, Any], lengths: np.ndarray) -> list[str]:
+    """One an episode: each text is kept once, and its number for every episode."""
+    texts, numbers = content.get("instructions"), content.get("instruction_of")
+    if not isinstance(texts, list) or not isinstance(numbers, list) or len(numbers) != len(lengths):
+        texts, numbers = [], [0]
+    if not all(isinstance(t, str) for t in texts) or not all(type(n) is int and 0 <= n < len(texts) for n in numbers):
+        raise UserError(f"{path}: its instructions are not one for each of {len(lengths)} episodes. Write it again.")
+    if content.get("episodes_sha256") != episodes_sum(texts, numbers, lengths.tolist()):
+        raise UserError(
+            f"Rollout length mismatch: lengths or instructions are not those that {path} was written with. Copy the "
+            "set again, or write it again."
+        )
+    return [texts[n] for n in numbers]
+
+
+def _refuse_other_types(path: Path, contents: Contents) -> None:
+    """Sums are of bytes: a header that calls them something else would not be noticed."""
+    usual = {"action": ("<f4", contents.action), STATE: ("<f4", contents.columns[STATE])}
+    usual |= {name: ("|u1", rows) for name, rows in contents.columns.items() if name.startswith(IMAGE_PREFIX)}
+    for name, (wanted, rows) in usual.items():
+        if rows.dtype.str != wanted:
+            raise UserError(f"{path.parent}: {name} is {rows.dtype.str}, but was written as {wanted}. Copy it again.")
 
 
 def pixels_of(stored: np.ndarray, steps: np.ndarray) -> np.ndarray:

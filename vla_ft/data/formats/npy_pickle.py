@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import pickletools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
@@ -299,7 +299,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
-def observation_dicts(value: Any) -> Iterable[Any] | dict[str, Any]:
+def observation_dicts(value: Any) -> list[Any] | dict[str, Any]:
     """What ``np.save`` was given: the dicts of an array of dicts [N], or the one dict of arrays. Raises NpyError."""
     if type(value) is not PickledArray or not value.objects:
         raise NpyError("observations.npy holds no array of dicts and no dict of arrays")

@@ -6,14 +6,14 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from vla_ft.data.formats.base import DatasetWriter
-from vla_ft.data.formats.npy_description import ABOUT, LAYOUT
+from vla_ft.data.formats.npy_description import ABOUT, LAYOUT, episodes_sum
 from vla_ft.data.formats.npy_files import NpyError, open_array, write_header
 from vla_ft.data.formats.npy_layout import ACTIONS, LENGTHS, OBSERVATIONS, STATE, SUMS
 from vla_ft.data.formats.open_descriptors import OpenDescriptors
@@ -112,7 +112,7 @@ class NpyWriter(DatasetWriter):
     def _hidden(self, name: str) -> Path:
         return self.path / f".{name}.unfinished"
 
-    def _append(self, files: dict[str, IO[bytes]], step: Step) -> None:
+    def _append(self, files: Mapping[str, IO[bytes]], step: Step) -> None:
         record = np.zeros((), dtype=self._types[OBSERVATIONS[0]])
         parts = {ACTIONS: np.ascontiguousarray(step["action"], dtype=self._types[ACTIONS].base)}
         for name in record.dtype.names or ():
@@ -162,13 +162,14 @@ class NpyWriter(DatasetWriter):
                 os.fsync(file.fileno())
         texts = list(dict.fromkeys(instruction for _, instruction in self._episodes))
         number = {text: place for place, text in enumerate(texts)}
-        about: dict[str, Any] = {"layout": LAYOUT, "description": self.description.to_json(), "checksums": True}
-        about |= {"instructions": texts, "instruction_of": [number[text] for _, text in self._episodes]}
-        write_json(self.path / ABOUT, about)
+        numbers, steps_of = [number[text] for _, text in self._episodes], [length for length, _ in self._episodes]
+        about: dict[str, Any] = {"layout": LAYOUT, "description": self.description.to_json()}
+        about |= {"instructions": texts, "instruction_of": numbers}
+        write_json(self.path / ABOUT, about | {"episodes_sha256": episodes_sum(texts, numbers, steps_of)})
         for name in self._types:
             os.replace(self._hidden(name), self.path / name)
         sync_folder(self.path)
-        lengths = np.array([length for length, _ in self._episodes], dtype="<i8")
+        lengths = np.array(steps_of, dtype="<i8")
         with self._hidden(LENGTHS).open("wb") as file:
             file.write(write_header(lengths.dtype, lengths.shape) + lengths.tobytes())
             file.flush()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from policy.act.network import PAD, SEEN
-from policy.act.translator import find_dataset
 from vla_ft.data.formats.registry import format_of, open_dataset
 from vla_ft.data.loading import Loader, build_validation_loader
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
@@ -52,7 +52,7 @@ def create_temporal_dataloader(
     ``allow_pickle``: the guide's ``observations.npy`` is a pickle; nothing but arrays is taken out of it. Raises
     UserError when the dataset is not there or not valid.
     """
-    options = {"allow_pickle": allow_pickle} if format_of(find_dataset(dataset_path)) == "npy" else {}
+    options = {"allow_pickle": allow_pickle} if format_of(Path(dataset_path)) == "npy" else {}
     cameras = None if camera_names is None else [name.removeprefix(IMAGE_PREFIX) for name in camera_names]
     reader = open_dataset(dataset_path, cameras=cameras, **options)
     collator = _Raw(temporal_context, chunk_size, tuple(reader.description.cameras), reader.description.proprio_dim)

@@ -231,15 +231,7 @@ def _dataset(config: GuideConfig, flags: Flags) -> str:
             "No dataset is named. Give --dataset_dir, or dataset_dir in the configuration, or the environment variable "
             "ACT_DATASET_DIR."
         )
-    find_dataset(path)
     return path
-
-
-def find_dataset(path: str) -> Path:
-    """The path of a dataset that is there. Raises UserError."""
-    if not Path(path).exists():
-        raise UserError(f"Dataset not found: {path} (looked in {Path.cwd()}). Give an absolute path to its folder.")
-    return Path(path)
 
 
 def _run_config(config: GuideConfig, flags: Flags, dataset: str, *, steps_per_epoch: int, processes: int) -> RunConfig:
