@@ -25,7 +25,7 @@ from vla_ft.data.formats.npz_writer import NpzWriter
 from vla_ft.data.formats.registry import WRITERS, open_dataset, open_writer
 from vla_ft.errors import UserError
 
-EXACT = {"aloha": "raw", "lerobot": "image", "lerobot21": "image", "npz": "png", "rlds": "png"}
+EXACT = {"aloha": "raw", "lerobot": "image", "lerobot21": "image", "npz": "png", "npy": "raw", "rlds": "png"}
 
 
 @pytest.fixture
@@ -66,7 +66,8 @@ def assert_same_steps(reader: EpisodeReader, image_error: float = 0) -> None:
 
 def test_around_all_formats_and_back(tmp_path: Path, source: Path) -> None:
     path = source
-    for number, format in enumerate(("aloha", "lerobot", "npz", "rlds", "lerobot21", "aloha", "rlds", "npz")):
+    order = ("aloha", "lerobot", "npy", "npz", "rlds", "lerobot21", "aloha", "npy", "rlds", "npz")
+    for number, format in enumerate(order):
         told(path, tmp_path / f"{number}_{format}", format, images=EXACT[format])
         path = tmp_path / f"{number}_{format}"
         assert_same_steps(open_dataset(path))
@@ -295,7 +296,7 @@ def test_mistyped_keys(tmp_path: Path, source: Path, capsys: pytest.CaptureFixtu
     assert main(["data"]) == 2
 
 
-@pytest.mark.parametrize("format", ["aloha", "lerobot", "npz"])
+@pytest.mark.parametrize("format", ["aloha", "lerobot", "npy", "npz"])
 def test_memory_does_not_grow_with_an_episode(tmp_path: Path, format: str) -> None:
     """Peak of Python's and NumPy's memory over an episode of 150 steps and one of 900 (raw: 7 and 41 MB)."""
     about = dataclasses.replace(DESCRIPTION, cameras={"primary": (100, 150)})

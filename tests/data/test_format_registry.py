@@ -34,22 +34,6 @@ def test_names_are_checked(aloha_set: SetOnDisk, tmp_path: Path) -> None:
         open_dataset("nowhere")
 
 
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [("rollout_length.npy", "npy")],
-)
-def test_formats_without_a_reader_are_named(tmp_path: Path, file: str, name: str) -> None:
-    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / file).touch()
-    with pytest.raises(
-        UserError,
-        match=f"in format '{name}', which this version cannot read yet. It reads: aloha_hdf5, lerobot, rlds, npz",
-    ):
-        open_dataset(tmp_path)
-    with pytest.raises(UserError, match="cannot read yet"):
-        open_dataset(tmp_path, format=name)
-
-
 def test_folders_that_hold_nothing_known(tmp_path: Path, aloha_set: SetOnDisk) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

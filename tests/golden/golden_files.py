@@ -20,7 +20,7 @@ from torch import Tensor
 
 COVERAGE: tuple[tuple[str, str], ...] = (
     ("act/lerobot_act_checkpoint*", "test_act_lerobot_folders.py"),
-    ("act/npy_*", "the guide's npy layouts: come with the data formats"),
+    ("act/npy*", "test_act_npy.py"),
     ("act/fusion_heads*", "test_act_fusion.py"),
     ("act/detrvae_*", "test_act_model.py"),
     ("act/policy_resnet*", "test_act_model.py"),

@@ -52,7 +52,7 @@ def test_the_recipe_trains_as_it_is(tmp_path, capsys, format):
     assert main(["train", f"recipe={tmp_path / 'mine.yaml'}", *NARROW]) == 0
     used = tmp_path / "runs" / "mine" / "checkpoints" / "step_00000002" / "statistics.json"
     assert DatasetStatistics.load(used).source_hash == kept[0].stem, "the run finds the statistics"
-    knows_all = format in ("npz", "rlds")
+    knows_all = format in ("npy", "npz", "rlds")
     assert ("whether actions are joints" in said) == (format == "lerobot")
     assert ("what the dimensions of action are called" in said) == (format == "aloha_hdf5")
     assert ("the units of action" in said) == (not knows_all)

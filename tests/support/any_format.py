@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from vla_ft.data.formats.lerobot_writer import LeRobotWriter
+from vla_ft.data.formats.npy_writer import NpyWriter
 from vla_ft.data.formats.npz_writer import NpzWriter
 from vla_ft.data.formats.rlds_writer import RldsWriter
 from vla_ft.data.formats.writer import EpisodeWriter
 from vla_ft.data.sample import DatasetDescription
 
-FORMATS = ("aloha_hdf5", "lerobot", "npz", "rlds")
+FORMATS = ("aloha_hdf5", "lerobot", "npy", "npz", "rlds")
 LENGTHS = (14, 11, 16, 12)
 DESCRIPTION = DatasetDescription(
     name="tiny_set",
@@ -62,7 +63,7 @@ def write_set(folder: Path, format: str, lengths: tuple[int, ...] = LENGTHS) -> 
     if format == "lerobot":
         writer = LeRobotWriter(folder, DESCRIPTION, version="v2.1", images="image")
     else:
-        writer = {"npz": NpzWriter, "rlds": RldsWriter}[format](folder, DESCRIPTION)
+        writer = {"npy": NpyWriter, "npz": NpzWriter, "rlds": RldsWriter}[format](folder, DESCRIPTION)
     for episode, length in enumerate(lengths):
         writer.add(steps_of(episode, length), "follow the square")
     return writer.finish()
@@ -78,6 +79,13 @@ def break_episode(path: Path, format: str, episode: int) -> None:
         content = bytearray(shard.read_bytes())
         content[record.offset + record.size // 2] ^= 0xFF
         shard.write_bytes(bytes(content))
+        return
+    if format == "npy":
+        content = bytearray((path / "actions.npy").read_bytes())
+        lengths = np.load(path / "rollout_length.npy")
+        row = (len(content) - 128) // int(lengths.sum())
+        content[128 + row * (int(lengths[:episode].sum()) + 1)] ^= 0xFF
+        (path / "actions.npy").write_bytes(bytes(content))
         return
     names = {"aloha_hdf5": "episode_*.hdf5", "npz": "episode_*.npz", "lerobot": "data/*/*.parquet"}
     file = sorted(path.glob(names[format]))[episode]

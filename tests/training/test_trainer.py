@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(finished, tmp_path, caps
 
 def test_missing_data(tmp_path, capsys):
     message = mistake(capsys, "recipe=act", f"data.path={tmp_path / 'nowhere'}", f"output={tmp_path / 'run'}")
-    assert "No dataset at" in message
+    assert "Dataset not found" in message
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -51,11 +51,14 @@ class ReadConfig:
     """What an action is, for formats that do not record it; for the record, nothing is converted."""
     action_mode: Literal["absolute", "delta"] | None = None
     """Whether actions are targets or changes, for formats that do not record it."""
+    allow_pickle: bool | None = None
+    """npy sets of pickled arrays: have them read, nothing in them is executed; null and false refuse them."""
 
     def reader_options(self) -> dict[str, Any]:
         """The reader's own options that were given."""
         names = (
             "fps", "sim", "instruction", "jpeg_channels", "split", "action", "proprio", "action_kind", "action_mode",
+            "allow_pickle",
         )  # fmt: skip
         options = {name: getattr(self, name) for name in names}
         return {name: value for name, value in options.items() if value is not None}

@@ -53,6 +53,14 @@ class WrappedReader(EpisodeReader):
         """See ``EpisodeReader.unread``."""
         return self.inner.unread()
 
+    def remarks(self) -> list[str]:
+        """See ``EpisodeReader.remarks``."""
+        return self.inner.remarks()
+
+    def counts(self) -> list[str]:
+        """See ``EpisodeReader.counts``."""
+        return self.inner.counts()
+
     def name_of(self, episode: int) -> str:
         """See ``EpisodeReader.name_of``."""
         return self.inner.name_of(episode)

@@ -75,7 +75,9 @@ def _features(overview: Overview) -> Table:
 
 
 def print_report(console: Console, report: CheckReport) -> None:
-    """Findings by kind, the worst first, and the verdict."""
+    """Findings by kind, the worst first, and the verdict; what the format's documentation promises around them."""
+    for line in report.counts:
+        console.print(line, highlight=False, soft_wrap=True)
     for level in _ORDER:
         ordered = sorted(report.of(level), key=lambda one: one.kind)  # type: ignore[arg-type]
         for kind, group in groupby(ordered, key=lambda one: one.kind):
@@ -86,6 +88,8 @@ def print_report(console: Console, report: CheckReport) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    if report.counts and not report.of("error"):
+        console.print("✅ Dataset valid!", highlight=False)
 
 
 def verdict(report: CheckReport) -> str:

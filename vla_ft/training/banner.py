@@ -91,8 +91,16 @@ def _data(run: Run) -> dict[str, str]:
         "proprio": f"{about.proprio_dim} dimensions",
         "constant": "; ".join(f"{f}: {', '.join(names)}" for f, names in constant.items()) or "no constant dimensions",
         "augmentation": describe(data.augmentation),
+        **_remarks(run),
         "workers": f"{data.workers} per process",
     }
+
+
+def _remarks(run: Run) -> dict[str, str]:
+    """What the readers of the data say about its files."""
+    parts = run.reader.parts.values() if isinstance(run.reader, MixtureReader) else [run.reader]
+    lines = [line for part in parts for line in part.remarks()]
+    return {"files": "; ".join(lines)} if lines else {}
 
 
 def _damaged(run: Run) -> str:

@@ -20,6 +20,8 @@ from vla_ft.data.statistics import CONSTANT_STD, FEATURES
 _JUMP = 15.0
 """A change of so many usual ones, and of ``_JUMP_RANGE`` of all that a dimension ever covers, is implausible."""
 _JUMP_RANGE = 0.4
+_SPREAD = 3.0
+"""Standard deviations of the episode lengths within which a length is usual."""
 _BATCH = 8
 """Episodes that a worker takes at a time."""
 
@@ -43,6 +45,9 @@ def check_dataset(reader: EpisodeReader, options: CheckOptions) -> CheckReport:
     start = 0
     for part in parts:
         mine = facts[start : start + len(part.lengths)]
+        name = part.description.name if len(parts) > 1 else ""
+        findings += [Finding(level="warning", kind="files", name=name, message=line) for line in part.remarks()]
+        findings += _lengths(part, name)
         findings += _together(part.description, mine, start, reader, len(parts) > 1)
         start += len(part.lengths)
     return CheckReport(
@@ -51,7 +56,25 @@ def check_dataset(reader: EpisodeReader, options: CheckOptions) -> CheckReport:
         steps=int(reader.lengths.sum()),
         frames=sum(one.frames for one in facts),
         findings=tuple(findings),
+        counts=tuple(reader.counts()),
     )
+
+
+def _lengths(reader: EpisodeReader, name: str) -> list[Finding]:
+    """Episodes of unlikely length: one finding for all of them."""
+    lengths = np.asarray(reader.lengths, dtype=np.float64)
+    if not len(lengths):
+        return []
+    distance = np.abs(lengths - lengths.mean())
+    odd = np.flatnonzero(distance > _SPREAD * lengths.std())
+    if not len(odd):
+        return []
+    worst = int(odd[np.argmax(distance[odd])])
+    message = (
+        f"{len(odd)} of {len(lengths)} episodes are more than {_SPREAD:g} standard deviations from the mean length of "
+        f"{lengths.mean():.0f} steps, most of all {reader.name_of(worst)} with {int(lengths[worst])}"
+    )
+    return [Finding(level="warning", kind="length", name=name, message=message)]
 
 
 def _judged(facts: EpisodeFacts, skip: bool) -> list[Finding]:

@@ -18,7 +18,8 @@ class Finding:
 
     level: Level
     kind: str
-    """Groups findings: damaged, not finite, width, time, image, black, frozen, jump, constant, instruction, short."""
+    """Groups findings: damaged, not finite, width, time, image, black, frozen, jump, constant, instruction, short,
+    files (remarks about the files as a whole), length."""
     message: str
     episode: int | None = None
     """Number of the episode in the whole dataset; None for what concerns all of it."""
@@ -44,6 +45,8 @@ class CheckReport:
     frames: int
     """Frames of all cameras that were decoded."""
     findings: tuple[Finding, ...]
+    counts: tuple[str, ...] = ()
+    """Lines that the format's own documentation promises (``EpisodeReader.counts``)."""
 
     def of(self, level: Level) -> list[Finding]:
         """The findings of a level."""

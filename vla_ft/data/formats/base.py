@@ -68,6 +68,14 @@ class EpisodeReader(ABC):
         """What the files hold and ``read`` does not give, in words, such as ``observations/qvel``."""
         return []
 
+    def remarks(self) -> list[str]:
+        """What a person should know about the files as a whole, in words: what is converted, what is read whole."""
+        return []
+
+    def counts(self) -> list[str]:
+        """Lines at the head of a check, where the format's own documentation promises some."""
+        return []
+
     @abstractmethod
     def name_of(self, episode: int) -> str:
         """How a person finds this episode: its file name or index, for messages."""

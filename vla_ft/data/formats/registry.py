@@ -12,6 +12,9 @@ from vla_ft.data.formats.aloha_writer import AlohaWriter
 from vla_ft.data.formats.base import DatasetWriter, EpisodeReader
 from vla_ft.data.formats.lerobot import LeRobotReader
 from vla_ft.data.formats.lerobot_writer import LeRobotWriter
+from vla_ft.data.formats.npy import NpyReader
+from vla_ft.data.formats.npy_layout import is_npy
+from vla_ft.data.formats.npy_writer import NpyWriter
 from vla_ft.data.formats.npz import NpzReader, is_npz
 from vla_ft.data.formats.npz_writer import NpzWriter
 from vla_ft.data.formats.rlds import RldsReader
@@ -25,6 +28,7 @@ READERS: dict[str, type[EpisodeReader]] = {
     "lerobot": LeRobotReader,
     "rlds": RldsReader,
     "npz": NpzReader,
+    "npy": NpyReader,
 }
 """Format name -> reader, constructed as ``Reader(path, cameras=..., **options)``."""
 
@@ -33,13 +37,14 @@ WRITERS: dict[str, tuple[type[DatasetWriter], dict[str, Any]]] = {
     "lerobot21": (LeRobotWriter, {"version": "v2.1"}),
     "aloha": (AlohaWriter, {}),
     "npz": (NpzWriter, {}),
+    "npy": (NpyWriter, {}),
     "rlds": (RldsWriter, {}),
 }
 """Format name -> writer and the options that make it that format (see ``DatasetWriter``)."""
 
 SIGNS: dict[str, Callable[[Path], bool]] = {
     "aloha_hdf5": lambda p: p.suffix == ".hdf5" if p.is_file() else any(p.glob("episode_*.hdf5")),
-    "npy": lambda p: p.is_dir() and (p / "rollout_length.npy").is_file(),
+    "npy": is_npy,
     "lerobot": lambda p: p.is_dir() and (p / "meta" / "info.json").is_file(),
     "rlds": is_tfds,
     "npz": is_npz,
