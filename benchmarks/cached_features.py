@@ -1,6 +1,7 @@
 """Training from a frozen trunk's cached features against running the trunk: paired, alternating, in fresh processes.
 
     python benchmarks/cached_features.py result.json --pairs 4 --steps 60 --threads 2 -- recipe=act-small data.path=...
+    python benchmarks/cached_features.py result.json --backbone clip_vit_b32 -- recipe=act-small data.path=...
 
 Every run is `vla-ft train` with the given words and ``freeze=[backbone]``; odd ones add the cache, made beforehand and
 timed. A rate is samples a second after the first steps, which wait for workers and warm caches.
@@ -51,8 +52,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--steps", type=int, default=60, help="5 to 63")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--backbone", help="the image trunk (model.backbone); its weights are random without init.path")
     parser.add_argument("words", nargs="+")
     options = parser.parse_args()
+    if options.backbone is not None:
+        options.words.append(f"model.backbone={options.backbone}")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -81,6 +85,7 @@ def write(options: argparse.Namespace, pairs: list[dict[str, float]], made: str,
         if found
         else {},
         "words": options.words,
+        "weights": "given" if any(word.startswith("init.path=") for word in options.words) else "random",
         "steps": options.steps,
         "threads": options.threads,
         "cores": os.cpu_count(),

@@ -29,7 +29,8 @@ USAGE = """vla-ft COMMAND [key=value ...]
   smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, by joint and horizon step;
                                           output=FILE.json for the numbers and a picture
-  export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged
+  export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged;
+                                          --format lerobot output=DIR: an ACT policy folder that LeRobot loads
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
             dataset OWNER/NAME@REV [to=DIR]    a LeRobot dataset, which data.path=hub:OWNER/NAME@REV then finds
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
@@ -231,7 +232,7 @@ def _export(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.deployment.export import ExportConfig, export
 
-    print(export(from_arguments(ExportConfig, arguments, "vla-ft export")))
+    print(export(from_arguments(ExportConfig, _without_dashes(arguments), "vla-ft export")))
     return 0
 
 

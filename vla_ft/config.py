@@ -24,6 +24,7 @@ from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.mock import MockConfig
 from vla_ft.data.opening import MixEntry, Positive, ReadConfig, find_mix, open_mixture, open_part, resized_reader
 from vla_ft.errors import UserError, nearest, unknown
+from vla_ft.policies.published import published_settings
 from vla_ft.policies.registry import load_policy
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -341,17 +342,31 @@ class RunConfig:
         return dataclasses.asdict(self)
 
 
+def _published_settings(merged: Any) -> dict[str, Any] | None:
+    """The ``model`` settings that the weights to start from come with, or None."""
+    policy, path = (OmegaConf.select(merged, key) for key in ("policy", "init.path"))
+    if not isinstance(policy, str) or not isinstance(path, str):
+        return None
+    return published_settings(policy, path, OmegaConf.select(merged, "init.layout") or "auto")
+
+
 def recipe_names() -> list[str]:
     """Names that ``recipe=`` takes; a path to a YAML file works as well."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def load_run_config(arguments: Sequence[str]) -> RunConfig:
-    """Build a run's configuration from ``recipe=NAME key=value ...``. Raises UserError on anything unknown or wrong."""
+    """Build a run's configuration from ``recipe=NAME key=value ...``. Raises UserError on anything unknown or wrong.
+
+    Where ``init.path`` is a folder that says how its network is built (LeRobot's), that goes before the recipe's
+    ``model`` section, and the words after both.
+    """
     pairs = dict(_split(argument) for argument in arguments)
     recipe = pairs.pop("recipe", DEFAULT_RECIPE)
     try:
         merged = OmegaConf.merge(_read_recipe(recipe), _dotlist(pairs))
+        if settings := _published_settings(merged):
+            merged = OmegaConf.merge(_read_recipe(recipe), {"model": settings}, _dotlist(pairs))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(f"The overrides do not fit recipe {recipe}: {error}") from None
     assert isinstance(merged, DictConfig)

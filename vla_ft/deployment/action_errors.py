@@ -47,7 +47,7 @@ def action_errors(
         counts += real.sum(0)
     numbers: dict[str, Any] = {"windows": len(places)}
     for key, total in sums.items():
-        numbers |= _means(key, total, counts, predictor.description.action_names)
+        numbers |= _means(key, total, counts, reader.description.action_names)
     return numbers
 
 
@@ -103,7 +103,7 @@ def executed_errors(
         "executed": describe(config),
         "executed_steps": len(errors),
         "executed_mean": float(by_joint.mean()),
-        "executed_per_joint": dict(zip(predictor.description.action_names, by_joint.tolist(), strict=True)),
+        "executed_per_joint": dict(zip(reader.description.action_names, by_joint.tolist(), strict=True)),
     }
 
 

@@ -15,6 +15,7 @@ from vla_ft.config import ExecutionConfig
 from vla_ft.data.damaged import find_damaged, without_damaged
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.mixture import split_parts
+from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import source_hash
 from vla_ft.deployment.action_errors import action_errors, executed_errors
 from vla_ft.deployment.error_table import error_table
@@ -74,7 +75,7 @@ def measure(config: EvaluationConfig) -> dict[str, Any]:
         "data": config.data,
         "episodes": episodes.tolist(),
         "precision": predictor.precision,
-        "action_units": list(predictor.description.action_units),
+        "action_units": list(reader.description.action_units),
     }
     if config.output is not None:
         Path(config.output).write_text(json.dumps(numbers, indent=1))
@@ -111,6 +112,8 @@ def _held_out(predictor: Predictor, reader: EpisodeReader) -> np.ndarray:
 
 def _refuse_other_robot(predictor: Predictor, reader: EpisodeReader) -> None:
     trained, seen = predictor.description, reader.description
+    if predictor.published is not None:  # such a folder tells numbers of dimensions alone
+        trained = _with_names_of(seen, trained)
     if predictor.config.data.mix is not None:
         # A mixture is trained on what its datasets share: this one may have more.
         shared = {name: size for name, size in seen.cameras.items() if name in trained.cameras}
@@ -122,3 +125,13 @@ def _refuse_other_robot(predictor: Predictor, reader: EpisodeReader) -> None:
                 f"The checkpoint was trained with {what} {getattr(trained, what)}, this dataset has "
                 f"{getattr(seen, what)}. Give a dataset of the same robot and cameras."
             )
+
+
+def _with_names_of(seen: DatasetDescription, trained: DatasetDescription) -> DatasetDescription:
+    """``trained`` with the names of a dataset where it has as many dimensions."""
+    names = {}
+    for part in ("action_names", "proprio_names"):
+        if len(getattr(seen, part)) == len(getattr(trained, part)):
+            names[part] = getattr(seen, part)
+            names[part.replace("names", "units")] = getattr(seen, part.replace("names", "units"))
+    return dataclasses.replace(trained, action_kind=seen.action_kind, action_mode=seen.action_mode, **names)

@@ -30,13 +30,15 @@ class Ledger:
     renamed: list[tuple[str, str]] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What else is worth knowing, a line each."""
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(getattr(self, k))} {k}" for k in ("loaded", "renamed", "new", "unused"))
         lines = [f"Weights from {self.source}: {counts}"]
         for kind in ("new", "unused"):
             lines += [f"  {kind:<7} {entry}" for entry in _listed(getattr(self, kind))]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def moves(self) -> Iterator[tuple[str, str]]:
         """(name in the source, name in the model) of every tensor that is taken, in a fixed order."""

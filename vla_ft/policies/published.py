@@ -10,7 +10,9 @@ from typing import Any
 
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.errors import UserError
 from vla_ft.policies.registry import POLICIES, load_policy
+from vla_ft.weights.places import resolve
 
 _SIGNS = {"act": {"dim_model", "n_vae_encoder_layers", "vision_backbone"}}
 """Keys that only this policy's ``config.json`` has: some older folders do not state their type."""
@@ -53,14 +55,30 @@ def kind_of(folder: Path) -> str | None:
     return kind if kind in POLICIES and hasattr(load_policy(kind), "open_published") else None
 
 
-def open_published(folder: Path) -> Published | None:
-    """A published policy folder, whole; None for a folder of another kind. Raises UserError for a damaged one."""
-    kind = kind_of(folder)
+def folder_of(path: Path) -> Path:
+    """The folder that a path of weights lies in, or is."""
+    return path if path.is_dir() else path.parent
+
+
+def open_published(name_or_path: str | Path) -> Published | None:
+    """A published policy, by its folder, a file of weights in it, or the name of fetched ones; None for a folder of
+    another kind. Raises UserError for a damaged one."""
+    folder = _resolved(name_or_path)
+    kind = None if folder is None else kind_of(folder)
     return None if kind is None else load_policy(kind).open_published(folder)  # type: ignore[attr-defined]
 
 
-def published_settings(policy: str, folder: Path) -> dict[str, Any] | None:
-    """The ``model`` settings of a published folder, for weights to start from; None where the folder says none."""
-    if kind_of(folder) != policy:
+def published_settings(policy: str, name_or_path: str, layout: str) -> dict[str, Any] | None:
+    """The ``model`` settings of published weights to start from; None where nothing beside them says any, and for what
+    is not here (whoever loads it says so). Raises UserError for a damaged folder."""
+    folder = _resolved(name_or_path)
+    if folder is None or layout not in ("auto", "lerobot") or kind_of(folder) != policy:
         return None
     return load_policy(policy).published_settings(folder)  # type: ignore[attr-defined]
+
+
+def _resolved(name_or_path: str | Path) -> Path | None:
+    try:
+        return folder_of(resolve(name_or_path))
+    except UserError:
+        return None

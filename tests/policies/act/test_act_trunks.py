@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vla_ft.config import OptimizerConfig
 from vla_ft.errors import UserError
 from vla_ft.nn.camera_fusion import CameraFusion
 from vla_ft.nn.clip import CLIP_MEAN, CLIP_STD, ClipShape, ClipVision
@@ -26,6 +27,8 @@ from vla_ft.policies.act.trunks import OPENAI_SIGN, _clip
 from vla_ft.policies.act.vision import FusedCameras
 from vla_ft.policies.ledger import plan_import
 from vla_ft.training.optimizers import build_optimizer, freeze_parts
+from vla_ft.weights.catalogue import find_entry
+from vla_ft.weights.places import FileRecord, Record, resolve
 
 SMALL = ClipShape(width=24, heads=2, depth=2, out_channels=8)
 DIMENSIONS = Dimensions(cameras=("top", "wrist"), action=ACTIONS, proprio=PROPRIO)
@@ -291,7 +294,7 @@ def test_fusion_is_trained_while_the_trunk_is_frozen(fusion: str) -> None:
     model = clip_model(camera_fusion=fusion).train()
     assert isinstance(model.vision, FusedCameras)
     freeze_parts(model, ("backbone",))
-    optimizer = build_optimizer(model, config_of())
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-2))
     trunk = {name: value.clone() for name, value in model.vision.trunk.state_dict().items()}
     trained = [p for name, p in model.named_parameters() if name.startswith(("vision.fusion.", "vision.project."))]
     before = [p.detach().clone() for p in trained]
@@ -303,12 +306,6 @@ def test_fusion_is_trained_while_the_trunk_is_frozen(fusion: str) -> None:
     assert all(torch.equal(trunk[name], value) for name, value in model.vision.trunk.state_dict().items())
     stepped = {id(p) for p in optimizer.state}
     assert not stepped & {id(p) for p in model.vision.trunk.parameters()} and {id(p) for p in trained} <= stepped
-
-
-def config_of() -> Any:
-    from vla_ft.config import OptimizerConfig
-
-    return OptimizerConfig(lr=1e-2)
 
 
 @pytest.mark.parametrize("fusion", ["none", "gated"])
@@ -350,3 +347,24 @@ def test_a_resnet_is_pooled_by_its_mean() -> None:
     trunk, images = ResNet("resnet18"), torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(trunk(images, pooled=True), trunk(images).mean((2, 3)))
     assert CameraFusion("max", 3)(torch.zeros(1, 3), torch.ones(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_the_catalogues_clip_is_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``init.path=clip-vit-b-32`` is a folder of Hugging Face's files, as ``vla-ft fetch`` leaves it."""
+    source, target = clip_model(), clip_model(seed=2)
+    assert source.vision is not None and target.vision is not None
+    folder = tmp_path / "clip-vit-b-32"
+    folder.mkdir()
+    text = {name: torch.zeros(2) for name in TEXT["hugging_face"]}
+    torch.save(hugging_face_names(source.vision.trunk) | text, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "quick_gelu"}}))
+    entry = find_entry("clip-vit-b-32")
+    assert {"pytorch_model.bin", "config.json"} <= set(entry.files)
+    files = {path.name: FileRecord(path.stat().st_size) for path in folder.iterdir()}
+    Record(entry.name, entry.origin, entry.revision, "", entry.load, "pinned", files, complete=True).write(folder)
+    monkeypatch.setenv("VLA_FT_WEIGHTS", str(tmp_path))
+    ledger = load_weights(target, str(resolve("clip-vit-b-32")))
+    assert sorted(ledger.unused) == sorted(text)
+    assert torch.equal(target.vision.trunk.positions, source.vision.trunk.positions)
+    with pytest.raises(UserError, match=r"vla-ft fetch pri3d-resnet50"):
+        resolve("pri3d-resnet50")

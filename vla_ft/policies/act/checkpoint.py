@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from vla_ft.errors import UserError, unknown
 from vla_ft.policies.act import trunks
-from vla_ft.policies.act.lerobot import OLD_STATISTICS
+from vla_ft.policies.act.lerobot import CONFIG_FILE, OLD_STATISTICS
+from vla_ft.policies.act.lerobot_folder import published_settings
 from vla_ft.policies.act.model import Act
 from vla_ft.policies.act.names import COLUMNS, our_name
 from vla_ft.policies.ledger import Ledger, Place, import_state
+from vla_ft.policies.published import folder_of, kind_of
 
 LAYOUTS = ("vla_ft", "original", "lerobot", *trunks.LAYOUTS)
 _SIGNS = {
@@ -42,7 +44,10 @@ def load_weights(
         raise unknown("weight layout", layout, (*LAYOUTS, "auto"))
     state = trunks.open_trunk(Path(path))
     layout = layout if layout != "auto" else detect_layout(state, path)
-    return load_state(model, state, layout, path, assign=assign, place=place)
+    notes = _check_settings(model, Path(path)) if layout == "lerobot" else []
+    ledger = load_state(model, state, layout, path, assign=assign, place=place)
+    ledger.notes += notes
+    return ledger
 
 
 def load_state(
@@ -116,6 +121,21 @@ def _is_dead(name: str, model: Act) -> bool:
         and model.config.decoder_layers == 1
         and not name.startswith("decoder.layers.0.")
     )
+
+
+def _check_settings(model: Act, path: Path) -> list[str]:
+    """Compare what leaves no trace in weights with their folder's ``config.json``. Returns notes for the ledger."""
+    folder = folder_of(path)
+    if kind_of(folder) != "act":
+        return [f"no {CONFIG_FILE} beside them: heads and activation are as configured, and could be others"]
+    settings = published_settings(folder)
+    for name in ("heads", "activation"):
+        if getattr(model.config, name) != settings[name]:
+            raise UserError(
+                f"{folder} was trained with {name}={settings[name]}, the model has {getattr(model.config, name)}: its "
+                f"weights would load and predict noise. Set model.{name}={settings[name]}, or leave it out."
+            )
+    return ["statistics: of this run's data, as LeRobot does when it goes on from weights; the folder's are not used"]
 
 
 def _check_decoder_output(model: Act, layout: str, source: str) -> None:
