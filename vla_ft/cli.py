@@ -321,6 +321,8 @@ def _data_mock(arguments: Sequence[str]) -> int:
     if len(outputs) != 1:
         raise UserError("vla-ft data mock needs output=DIR, the folder to write.")
     rest = [word for word in arguments if not word.startswith("output=")]
+    if "format=npy" in rest and not any(word.startswith("cameras=") for word in rest):
+        rest.append("cameras=[left,right]")  # the ACT guide's: its readers ask for both
     print(write_mock(Path(outputs[0].removeprefix("output=")), from_arguments(MockConfig, rest, "vla-ft data mock")))
     return 0
 

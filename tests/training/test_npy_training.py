@@ -13,7 +13,8 @@ from vla_ft.data.formats.registry import open_dataset
 
 RUN = (
     *TINY, "steps=16", "device=cpu", "model.chunk_size=10", "batch.per_device=4", "batch.accumulation=1",
-    "model.dropout=0.0", "optimizer.lr=0.003", "ema=null", "schedule.name=constant", "validation.every=16", "checkpoint.every=16",
+    "model.dropout=0.0", "optimizer.lr=0.003", "ema=null", "schedule.name=constant", "validation.every=16",
+    "checkpoint.every=16",
 )  # fmt: skip
 
 
@@ -21,7 +22,7 @@ RUN = (
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mock in this format, written by the command that the documents name."""
     folder = tmp_path_factory.mktemp("mock")
-    words = ["cameras=[left,right]", "image_size=[32,32]", "episodes=4", "min_length=3", "max_length=12"]
+    words = ["image_size=[32,32]", "episodes=4", "min_length=3", "max_length=12"]
     assert main(["data", "mock", "--format", "npy", f"output={folder}", *words]) == 0
     return next(folder.glob("mock_*"))
 
@@ -49,6 +50,7 @@ def train(output: Path, *words: str) -> list[float]:
 def test_the_loss_falls_and_is_the_same_from_pickles(
     tmp_path: Path, ours: Path, pickled: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    assert list(open_dataset(ours).description.cameras) == ["left", "right"], "the guide's"
     assert (open_dataset(ours).lengths < 10).sum() == 3, "episodes shorter than the chunk take part"
     losses = train(tmp_path / "ours", f"data.path={ours}")
     assert "is pickled" not in capsys.readouterr().out
