@@ -108,7 +108,7 @@ def _settings(values: Mapping[str, Any], scaling: _Scaling | None) -> dict[str, 
     for feature in _cameras(values).values():
         mean, std = scaling.affine(feature, "VISUAL", 3)
         pixels[lerobot.our_key(feature).removeprefix(IMAGE_PREFIX)] = (tuple(mean.tolist()), tuple(std.tolist()))
-    usual = (np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD))
+    usual = np.asarray((IMAGENET_MEAN, IMAGENET_STD), np.float32)
     if not all(np.allclose(pair, usual, rtol=1e-6) for pair in pixels.values()):
         settings["pixel_statistics"] = pixels
     return settings | {"std_epsilon": scaling.epsilon}
