@@ -59,13 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # torch's threads wait by spinning: on a machine that does other work as well that costs most of the speed (measured
     # here with two busy cores: 2.7 samples/s spinning, 14.5 sleeping). Read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return guarded(lambda: _run(command, rest))
+
+
+def _run(command: str, rest: Sequence[str]) -> int:
+    if command not in COMMANDS:
+        raise UserError(f"Unknown command '{command}'.{nearest(command, COMMANDS)} See `vla-ft --help`.")
+    if any(word in ("-h", "--help") for word in rest):
+        print(USAGE)
+        return 0
+    return COMMANDS[command](rest)
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """The exit code of ``run``; mistakes, and errors of torch and CUDA whose cause is known, are told in words."""
     try:
-        if command not in COMMANDS:
-            raise UserError(f"Unknown command '{command}'.{nearest(command, COMMANDS)} See `vla-ft --help`.")
-        if any(word in ("-h", "--help") for word in rest):
-            print(USAGE)
-            return 0
-        return COMMANDS[command](rest)
+        return run()
     except UserError as mistake:
         return say_mistake(mistake)
     except KeyboardInterrupt:

@@ -146,6 +146,44 @@ def test_without_a_dataset_the_sentence_names_all_three_places(tmp_path, capfd):
     assert all(place in said for place in ("--dataset_dir", "dataset_dir in the configuration", "ACT_DATASET_DIR"))
 
 
+def test_symptoms_and_known_errors_are_said_in_words(tmp_path, demos, capfd, monkeypatch):
+    from vla_ft.training import symptoms, trainer
+
+    monkeypatch.setattr(symptoms.Symptoms, "look", lambda self, line: self._say(f"symptom at {line['step']}"))
+    words = ["--dataset_dir", demos, "--output_dir", tmp_path / "run", "--device", "cpu"]
+    assert train_act(words, [*TINY, "--num_epochs=1"]) == 0
+    assert "symptom at 4" in capfd.readouterr().out
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(trainer, "update", out_of_memory)
+    assert train_act([*words[:-3], tmp_path / "other", *words[-2:]]) == 2
+    assert "memory" in capfd.readouterr().err
+
+
+def test_a_signal_leaves_a_state_that_the_same_command_continues_exactly(tmp_path, demos, finished, capfd):
+    import signal
+
+    from vla_ft.training import trainer
+
+    run, usual = tmp_path / "run", trainer.update
+    words = ["--dataset_dir", demos, "--output_dir", run, "--device", "cpu"]
+
+    def interrupted(run, batches, engine, stop):
+        if run.state.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return usual(run, batches, engine, stop or run.state.step == 5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "update", interrupted)
+        assert train_act(words) == 75
+    assert f"State saved inside epoch 2: {run / 'checkpoints' / 'step_00000006'}" in capfd.readouterr().out
+    assert train_act(words) == 0
+    assert "Resuming: epoch 1.5 of 4 is done" in capfd.readouterr().out
+    assert state_bytes(run, 16) == state_bytes(finished, 16)
+
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "scripts/train_act.py")
 
 

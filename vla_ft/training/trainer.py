@@ -166,7 +166,7 @@ def _loop(
         line = stack.enter_context(ProgressLine(console, config.steps, state.step, run.global_batch, engine.is_main))
         tracker = stack.enter_context(_tracker(run)) if engine.is_main else None
         gpu = stack.enter_context(GpuMeter(engine.device))
-        symptoms = _symptoms(run, engine, console) if engine.is_main else None
+        symptoms = _symptoms(run, engine, console, told) if engine.is_main else None
         while state.step < config.steps and not stop:
             step = partial(update, run, batches, engine, interruption.requested is not None)
             with pace.update():
@@ -197,15 +197,16 @@ def _tracker(run: Run) -> Tracker:
     return Tracker(Path(config.output), config.logging, config.to_dict(), run.state.step)
 
 
-def _symptoms(run: Run, engine: Engine, console: Console) -> Symptoms:
+def _symptoms(run: Run, engine: Engine, console: Console, told: Observers) -> Symptoms:
     """The judge of this run, which remembers what was logged before."""
     config = run.state.config
-    found = Symptoms(config, list(engine.model.parameter_groups()), partial(_warn, console))
+    found = Symptoms(config, list(engine.model.parameter_groups()), partial(_warn, console, told))
     found.remember(read_metrics(Path(config.output)))
     return found
 
 
-def _warn(console: Console, said: str) -> None:
+def _warn(console: Console, told: Observers, said: str) -> None:
+    told.warned(said)
     console.print(said, style="bold yellow", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,14 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     follow_launcher()
     options, rest = _parser().parse_known_args(words)
-    from vla_ft.cli import say_mistake
+    from vla_ft.cli import guarded
 
-    try:
-        return _train(options, overrides(rest), words)
-    except UserError as mistake:
-        return say_mistake(mistake)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return guarded(lambda: _train(options, overrides(rest), words))
 
 
 def _train(options: argparse.Namespace, changes: Sequence[str], words: Sequence[str]) -> int:
