@@ -9,8 +9,10 @@ from guide_project import in_project
 from omegaconf import OmegaConf
 
 from vla_ft.checkpoints import find_checkpoint
+from vla_ft.config import ExecutionConfig
 from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.windows import build_sample
+from vla_ft.deployment.acting import Actor
 from vla_ft.deployment.predictor import Predictor
 from vla_ft.errors import UserError
 
@@ -117,6 +119,21 @@ def test_a_state_dict_round_trip_keeps_predictions_and_statistics(finished, demo
     assert {name for name in policy.state_dict() if name.startswith("statistics.")} == {
         f"statistics.{name}_{what}" for name in ("action", "state") for what in ("mean", "std")
     }
+
+
+def test_the_robot_moves(finished, demos):
+    reader = open_dataset(demos)
+    with in_project():
+        predictor = Predictor.load(finished)
+    uniform = ExecutionConfig(temporal_ensemble=True, ensemble_window=10, ensemble_weights="uniform")
+    driven = {}
+    for name, actor in {"open loop": Actor(predictor), "ensemble": Actor(predictor, uniform)}.items():
+        actor.reset()
+        frames = (reader.read(0, np.array([step]), predictor.processor.keys) for step in range(6))
+        driven[name] = [actor.step({key: value[0] for key, value in frame.items()}) for frame in frames]
+    assert np.array_equal(driven["open loop"][0], driven["ensemble"][0]), "there is one chunk at the first step"
+    assert not np.array_equal(driven["open loop"][3], driven["ensemble"][3])
+    assert all(np.isfinite(action).all() and action.shape == (14,) for some in driven.values() for action in some)
 
 
 def test_a_fresh_policy_refuses_to_predict(finished, demos):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from guide_project import PROJECT, TINY, demonstrations, train_act
+from guide_project import PROJECT, TINY, demonstrations, script, train_act
 from omegaconf import OmegaConf
 
 from vla_ft.checkpoints import CONFIGURATION
@@ -182,6 +184,28 @@ def test_a_signal_leaves_a_state_that_the_same_command_continues_exactly(tmp_pat
     assert train_act(words) == 0
     assert "Resuming: epoch 1.5 of 4 is done" in capfd.readouterr().out
     assert state_bytes(run, 16) == state_bytes(finished, 16)
+
+
+DOCUMENTED = re.findall(r"^    (?:python|torchrun .*?) ?scripts/train_act.py(.*)$",
+                        (PROJECT.parents[1] / "docs" / "act.md").read_text(encoding="utf-8"), re.MULTILINE)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_commands_of_the_documentation_are_understood(line, demos, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    from policy.act.translator import read_guide_config, translate
+
+    called = script()
+    options, rest = called._parser().parse_known_args(shlex.split(line))
+    options.resume_from = None if options.resume_from is None else __file__
+    config = read_guide_config(PROJECT / options.config, called.overrides(rest))
+    monkeypatch.setattr("policy.act.weights.find_state", lambda weights: tmp_path)
+    flags = dataclasses.replace(called.read_flags(options), dataset_dir=str(demos))
+    assert translate(config, flags).run.policy == "act"
+
+
+def test_there_are_such_commands():
+    assert len(DOCUMENTED) == 7
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "scripts/train_act.py")
