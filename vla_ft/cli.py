@@ -16,7 +16,10 @@ from vla_ft.training.launch import follow_launcher, tell_launcher
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.console import Console
+
     from vla_ft.config import RunConfig
+    from vla_ft.training.observer import Observer
 
 USAGE = """vla-ft COMMAND [key=value ...]
 
@@ -24,8 +27,10 @@ USAGE = """vla-ft COMMAND [key=value ...]
   plan      recipe=NAME card=NAME cards=N  forecast memory before anything is loaded: what fits and what to say;
                                           card=rtx3090 or 22GiB, output=DIR for plan.json and plan.png
   smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
-  evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
-  export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged
+  evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, by joint and horizon step;
+                                          output=FILE.json for the numbers and a picture
+  export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged;
+                                          --format lerobot output=DIR: an ACT policy folder that LeRobot loads
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
             dataset OWNER/NAME@REV [to=DIR]    a LeRobot dataset, which data.path=hub:OWNER/NAME@REV then finds
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
@@ -54,20 +59,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # torch's threads wait by spinning: on a machine that does other work as well that costs most of the speed (measured
     # here with two busy cores: 2.7 samples/s spinning, 14.5 sleeping). Read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return guarded(lambda: _run(command, rest))
+
+
+def _run(command: str, rest: Sequence[str]) -> int:
+    if command not in COMMANDS:
+        raise UserError(f"Unknown command '{command}'.{nearest(command, COMMANDS)} See `vla-ft --help`.")
+    if any(word in ("-h", "--help") for word in rest):
+        print(USAGE)
+        return 0
+    return COMMANDS[command](rest)
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """The exit code of ``run``; mistakes, and errors of torch and CUDA whose cause is known, are told in words."""
     try:
-        if command not in COMMANDS:
-            raise UserError(f"Unknown command '{command}'.{nearest(command, COMMANDS)} See `vla-ft --help`.")
-        if any(word in ("-h", "--help") for word in rest):
-            print(USAGE)
-            return 0
-        return COMMANDS[command](rest)
+        return run()
     except UserError as mistake:
-        return _say(mistake)
+        return say_mistake(mistake)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except Exception as error:
+        from vla_ft.training.known_errors import explain
+
+        known = explain(error)
+        if known is None:
+            raise
+        return say_mistake(UserError(known))
 
 
-def _say(mistake: UserError) -> int:
+def say_mistake(mistake: UserError) -> int:
     """Print a mistake, or leave it to the launcher, which says what several of its processes met once."""
     if not isinstance(mistake, EndedByPeer) and not tell_launcher(str(mistake)):
         print(f"vla-ft: {mistake}", file=sys.stderr, flush=True)
@@ -76,14 +97,24 @@ def _say(mistake: UserError) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     from vla_ft.config import load_run_config
+
+    return train_configured(load_run_config(arguments), ["-m", "vla_ft", "train", *arguments])
+
+
+def train_configured(
+    config: RunConfig, command: Sequence[str], observers: Sequence[Observer] = (), console: Console | None = None
+) -> int:
+    """What every command that trains does: forecast, processes, training, the curve; returns the exit code.
+
+    ``command`` is what Python has to run once per process where there are several. Raises UserError.
+    """
     from vla_ft.training.launch import launch, processes_for
     from vla_ft.training.resilience import EXIT_INTERRUPTED
 
-    config = load_run_config(arguments)
     processes = processes_for(config.devices, config.device)
     foreseen = _foresee(config, processes)
     if processes > 1:
-        return launch(["train", *arguments], processes)
+        return launch(command, processes)
 
     from vla_ft.planning.command import watched
     from vla_ft.planning.measurement import SecondUpdate
@@ -91,7 +122,7 @@ def _train(arguments: Sequence[str]) -> int:
     from vla_ft.training.trainer import train
 
     watch = SecondUpdate() if watched(config) else None
-    report = train(config, watch=watch)
+    report = train(config, console, watch, observers)
     if int(os.environ.get("RANK", "0")) == 0:
         draw_loss(report.folder)
         end = f"stopped by {report.interrupted} at" if report.interrupted else "finished"
@@ -190,10 +221,18 @@ def _smoke(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    from vla_ft.config import from_arguments
-    from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
+    from pathlib import Path
 
-    print(evaluate(from_arguments(EvaluationConfig, arguments, "vla-ft evaluate")))
+    from vla_ft.config import from_arguments
+    from vla_ft.deployment.error_table import error_table
+    from vla_ft.deployment.evaluation import EvaluationConfig, measure
+    from vla_ft.reporting.action_errors import draw_action_errors
+
+    config = from_arguments(EvaluationConfig, arguments, "vla-ft evaluate")
+    numbers = measure(config)
+    print(error_table(numbers))
+    if config.output is not None:
+        print(draw_action_errors(numbers, Path(config.output).with_suffix(".png")))
     return 0
 
 
@@ -201,7 +240,7 @@ def _export(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.deployment.export import ExportConfig, export
 
-    print(export(from_arguments(ExportConfig, arguments, "vla-ft export")))
+    print(export(from_arguments(ExportConfig, _without_dashes(arguments), "vla-ft export")))
     return 0
 
 

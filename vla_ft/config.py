@@ -44,10 +44,8 @@ NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 EngineName = Literal["auto", "single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
 Precision = Literal["fp32", "bf16", "bf16_stochastic", "bf16_kahan"]
-PlanAnswer = Annotated[
-    Literal["refuse", "warn", "off"],
-    BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads `off` as a boolean
-]
+_OFF = BeforeValidator(lambda value: "off" if value is False else value)  # YAML reads `off` as a boolean
+PlanAnswer = Annotated[Literal["refuse", "warn", "off"], _OFF]
 T = TypeVar("T")
 Name = TypeVar("Name")
 
@@ -261,10 +259,46 @@ class LoggingConfig:
     __pydantic_config__ = _STRICT
 
     every: Positive = 10
-    wandb: Literal["off", "offline", "online"] = "off"
+    wandb: Annotated[Literal["off", "offline", "online"], _OFF] = "off"
     project: str = "vla_ft"
     name: str | None = None
     tags: tuple[str, ...] = ()
+    artifacts: bool = False
+    """Every checkpoint becomes a W&B artifact: a copy of its folder, uploaded at once or by ``wandb sync``."""
+
+    def __post_init__(self) -> None:
+        if self.artifacts and self.wandb == "off":
+            raise UserError("logging.artifacts=true needs W&B, which is off. Set logging.wandb=online or offline.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How a robot executes the chunks that a policy predicts. Training does not depend on it; a run keeps it with its
+    checkpoints, for whoever drives the policy."""
+
+    __pydantic_config__ = _STRICT
+
+    steps: Positive | None = None
+    """Actions of a chunk that are executed before the next one is asked for; null means all of them."""
+    temporal_ensemble: bool = False
+    """Ask at every step instead, and average all predictions of that step (Zhao et al., 2023, section IV-B)."""
+    ensemble_window: Positive | None = None
+    """Average over the newest so many chunks; null means every chunk that reaches the step."""
+    ensemble_weights: Literal["exponential", "uniform"] = "exponential"
+    """``exponential``: exp(-coefficient * i), i = 0 the oldest prediction, as published; ``uniform``: all alike."""
+    ensemble_coefficient: float = 0.01
+    """Of the exponential weights; below zero the newest prediction weighs most."""
+
+    def __post_init__(self) -> None:
+        if self.temporal_ensemble and self.steps not in (None, 1):
+            raise UserError(
+                f"execution.steps={self.steps} executes several actions of one chunk, execution.temporal_ensemble=true "
+                "asks for a chunk at every step. Leave one of them out."
+            )
+        if self.ensemble_window is not None and not self.temporal_ensemble:
+            raise UserError(
+                "execution.ensemble_window is of the average: set execution.temporal_ensemble=true as well."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +353,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, nested as in a recipe."""

@@ -25,12 +25,22 @@ def choose_device(wanted: str) -> torch.device:
     kind = promised if wanted == "auto" else wanted
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "A CUDA device was promised and torch finds none "
-            f"(torch {torch.__version__}, CUDA {torch.version.cuda}). Run `invoke doctor` on the host."
+            "GPU not detected: a CUDA device was promised and torch finds none "
+            f"(torch {torch.__version__}, CUDA {torch.version.cuda}). {_cause()} Run `invoke doctor` on the host."
         )
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device("cpu") if kind == "cpu" else _card(int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _cause() -> str:
+    """Why torch may find no card, as far as this process can see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if torch.version.cuda is None:
+        return "This torch is built without CUDA: take the environment of your card (`invoke build --gpu NAME`)."
+    if visible is not None and visible.strip() in ("", "-1", "none", "NoDevFiles"):
+        return f"CUDA_VISIBLE_DEVICES='{visible}' hides every card: unset it."
+    return "Look whether `nvidia-smi` lists the card, and whether the container was started with it (--gpus all)."
 
 
 def _card(index: int) -> torch.device:

@@ -51,7 +51,7 @@ def context(tmp_path: Path) -> Path:
     """A copy of what enters the build context, to be changed by a test."""
     copy = tmp_path / "clone"
     ignore = shutil.ignore_patterns("__pycache__", "*.whl", ".lock")
-    for name in ("docker", "envs", "vla_ft", "tests"):
+    for name in ("docker", "envs", "examples", "vla_ft", "tests"):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE", ".dockerignore"):
         shutil.copy2(REPOSITORY / name, copy / name)

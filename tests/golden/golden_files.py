@@ -29,6 +29,7 @@ COVERAGE: tuple[tuple[str, str], ...] = (
     ("act/temporal_aggregation*", "test_act_execution.py"),
     ("act/lerobot_temporal_ensembler*", "test_act_execution.py"),
     ("act/hdf5_*", "test_act_hdf5.py"),
+    ("lerobot_export/*", "test_lerobot_export.py"),
     ("lerobot_dataset/*", "test_lerobot_datasets.py"),
     ("cogact/data_transforms", "test_cogact_data.py"),
     ("cogact/image_ops", "test_image_operators.py"),

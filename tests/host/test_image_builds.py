@@ -101,7 +101,7 @@ def test_build_context_admits_only_what_is_named() -> None:
     lines = [line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     admitted = {line[1:].split("/")[0] for line in lines if line.startswith("!")}
     assert lines[0] == "*"
-    assert admitted == {"docker", "envs", "vla_ft", "tests", "pyproject.toml", "README.md", "LICENSE"}
+    assert admitted == {"docker", "envs", "examples", "vla_ft", "tests", "pyproject.toml", "README.md", "LICENSE"}
 
 
 class Engine:

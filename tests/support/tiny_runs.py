@@ -21,6 +21,9 @@ TINY = (
     "validation.every=4", "validation.samples=4", "logging.every=1", "freeze=[backbone]",
 )  # fmt: skip
 WHOLE = "freeze=[]"
+MACHINE = ("train/samples_per_second", "train/memory_gib", "seconds_per_batch", "seconds_per_epoch", "waiting_share",
+           "gpu_utilization", "gpu_memory_gib")  # fmt: skip
+"""Logged scalars that depend on the machine and its load."""
 
 
 def start(output: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
@@ -59,9 +62,7 @@ def metrics(output: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return [
-        {k: v for k, v in line.items() if k not in ("train/samples_per_second", "train/memory_gib")} for line in lines
-    ]
+    return [{k: v for k, v in line.items() if k not in MACHINE} for line in lines]
 
 
 def final_bytes(output: Path, step: int = 8) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ import pytest
 
 from vla_ft.training.launch import processes_for
 
-# `launch` starts `python -m vla_ft`: a stand-in package of that name on the path takes its place here.
+# `launch` starts Python with the words that it is given: a stand-in program takes their place here.
 LAUNCHER = "import sys; from vla_ft.training.launch import launch; sys.exit(launch(sys.argv[1:], 2))"
 CHILD = """
 import os, signal, sys, time
@@ -35,7 +35,7 @@ def launcher(tmp_path):
             original = subprocess.Popen
             class Replaced(original):
                 def __init__(self, command, **options):
-                    super().__init__([sys.executable, "-c", {CHILD!r}, *command[3:]], **options)
+                    super().__init__([sys.executable, "-c", {CHILD!r}, *command[1:]], **options)
             subprocess.Popen = Replaced
             {LAUNCHER}
             """

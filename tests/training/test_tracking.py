@@ -6,6 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vla_ft.config import LoggingConfig
 from vla_ft.errors import UserError
 from vla_ft.training.tracking import Tracker, read_metrics
+from vla_ft.training.wandb_run import require_login
 
 
 def test_metrics_and_tensorboard_say_the_same(tmp_path):
@@ -37,10 +38,30 @@ def test_wandb_offline_needs_no_network_and_keeps_its_run(tmp_path, monkeypatch)
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
     identity = (tmp_path / "wandb_id").read_text()
     assert len(runs) == 2
-    assert all(run.name.endswith(identity) for run in runs)
+    assert all(f"-{identity}" in run.name for run in runs)  # a second one in the same second gets a number behind
 
 
 def test_wandb_online_without_a_key_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(UserError, match="WANDB_API_KEY"):
         Tracker(tmp_path, LoggingConfig(wandb="online"), {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("logged_in", "content"),
+    [(True, "machine api.wandb.ai login user password k"), (False, "machine example.org login user password k")],
+)
+def test_a_wandb_login_counts_as_well_as_a_key(logged_in, content, tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "netrc").write_text(content + "\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if logged_in:
+        require_login(LoggingConfig(wandb="online"))
+    else:
+        with pytest.raises(
+            UserError, match=r"WandB is not logging.*nobody is logged in to api\.wandb\.ai.*wandb login"
+        ):
+            require_login(LoggingConfig(wandb="online"))
+    require_login(LoggingConfig(wandb="offline"))

@@ -201,6 +201,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, cap
     message = mistake(capsys, *TINY, *rising, f"output={tmp_path}", "ema=null", "steps=100")
     assert "is not finite" in message
     assert "episode_" in message
+    assert "Every number of the samples is finite" in message
+    assert "lower optimizer.lr, set optimizer.clip_grad_norm" in message
     steps = [int(folder.name[5:]) for folder in (tmp_path / "checkpoints").glob("step_*")]
     assert steps, "it failed before its first checkpoint: nothing was tested"
     for step in steps:
@@ -209,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, cap
 
 def test_a_mistake_on_two_processes_is_said_once(tmp_path):
     out = finish(start(tmp_path, "devices=2", "device=cpu", "data.path=/nowhere"), 2)
-    assert out.count("nothing lies at /nowhere") == 1
+    assert out.count("No dataset at /nowhere") == 1
     assert "Traceback" not in out
 
 

@@ -226,6 +226,7 @@ def build_validation_loader(
     *,
     batch_size: int,
     windows: int | None = None,
+    shuffle: bool = False,
     world: int = 1,
     rank: int = 0,
     workers: int = 0,
@@ -234,7 +235,8 @@ def build_validation_loader(
     start_method: str | None = None,
     features: FeatureSource | None = None,
 ) -> Loader:
-    """Finite batches over ``windows`` evenly spaced windows of held-out episodes (all by default), the same every time.
+    """Finite batches over ``windows`` evenly spaced windows of held-out episodes (all by default), the same every time;
+    ``shuffle`` draws their order anew at every pass.
 
     Rank r takes every ``world``-th of them, so ranks may differ by one sample and the last batch may be short: add up
     sums and counts, not means. Raises UserError like ``build_loader``.
@@ -243,7 +245,7 @@ def build_validation_loader(
     chosen = evenly_spaced(len(index), windows)[rank::world]
     dataset = WindowDataset(reader, index, processor.window, processor.keys, chosen, features)
     options = _options(processor, workers, prefetch, pin_memory, start_method)
-    return Loader(dataset, batch_size=batch_size, shuffle=False, **options)
+    return Loader(dataset, batch_size=batch_size, shuffle=shuffle, **options)
 
 
 def build_scan(

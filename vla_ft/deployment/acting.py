@@ -6,19 +6,10 @@ from collections import deque
 
 import numpy as np
 
+from vla_ft.config import ExecutionConfig
+from vla_ft.deployment.execution import chunk_execution
 from vla_ft.deployment.predictor import Predictor
-from vla_ft.deployment.temporal_aggregation import ChunkExecution, OnlineEnsembler, OpenLoop
-
-
-def default_execution(predictor: Predictor) -> ChunkExecution:
-    """How a policy's chunks are executed unless told otherwise: a published policy's own way (its actions per chunk, or
-    its ensembling coefficient); for ours the whole chunk."""
-    published = predictor.published
-    if published is None:
-        return OpenLoop(predictor.processor.window.action_horizon)
-    if published.ensemble is not None:
-        return OnlineEnsembler(published.ensemble)
-    return OpenLoop(published.actions_per_chunk)
+from vla_ft.deployment.temporal_aggregation import ChunkExecution
 
 
 class Actor:
@@ -30,10 +21,15 @@ class Actor:
     Averages are taken in robot units, which is the same as in normalised ones: un-normalising is affine.
     """
 
-    def __init__(self, predictor: Predictor, execution: ChunkExecution | None = None) -> None:
+    def __init__(self, predictor: Predictor, execution: ChunkExecution | ExecutionConfig | None = None) -> None:
+        """``execution`` is by default that of the policy's run, or of the published folder that it is."""
         self.predictor = predictor
-        self.execution = default_execution(predictor) if execution is None else execution
-        self._seen: deque[dict[str, np.ndarray]] = deque(maxlen=predictor.processor.window.observation_steps)
+        wanted = predictor.config.execution if execution is None else execution
+        window = predictor.processor.window
+        self.execution = (
+            chunk_execution(wanted, window.action_horizon) if isinstance(wanted, ExecutionConfig) else wanted
+        )
+        self._seen: deque[dict[str, np.ndarray]] = deque(maxlen=window.observation_steps)
 
     def step(self, observation: dict[str, np.ndarray], instruction: str = "") -> np.ndarray:
         """The action float32 [A] in robot units, from one observation: ``proprio`` [P] and ``image_<camera>`` uint8

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vla_ft.checkpoints import STATISTICS, find_checkpoint, verify
-from vla_ft.config import DataConfig, InitConfig, RunConfig, check
+from vla_ft.config import DataConfig, ExecutionConfig, InitConfig, RunConfig, check
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.deployment.weights import build_plain, load_trained, read_facts
 from vla_ft.devices import choose_device
 from vla_ft.errors import UserError
-from vla_ft.policies.base import Model, Processor
+from vla_ft.policies.base import Batch, Model, Processor
 from vla_ft.policies.published import Published, open_published
 from vla_ft.policies.registry import load_policy
+
+Precision = Literal["run", "fp32", "bf16"]
+"""``run``: what the run computed in, bfloat16 under autocast for all but ``fp32``; the others whatever it was. Weights
+are held in float32 either way: those of a run that kept them in bfloat16 are exact in it."""
+TARGETS = ("action", "action_pad_mask")
+"""Batch keys that a model is never shown when it predicts."""
 
 
 class Predictor:
@@ -29,15 +38,20 @@ class Predictor:
         processor: Processor,
         model: Model,
         device: torch.device,
+        precision: Precision = "run",
         published: Published | None = None,
     ) -> None:
         self.config, self.description, self.processor = config, description, processor
         self.model, self.device = model.to(device).eval(), device
+        trained_in: Literal["fp32", "bf16"] = "fp32" if config.precision == "fp32" else "bf16"
+        self.precision: Literal["fp32", "bf16"] = trained_in if precision == "run" else precision
         self.published = published
         """Where the policy is somebody else's folder: what it says of itself."""
 
     @classmethod
-    def load(cls, checkpoint: Path, device: str = "cpu", dataset: str | None = None) -> Predictor:
+    def load(
+        cls, checkpoint: Path, device: str = "cpu", dataset: str | None = None, precision: Precision = "run"
+    ) -> Predictor:
         """Read a checkpoint folder, or the latest one of a run folder; averaged weights are used when there are any.
         A published policy folder (LeRobot's ``act``, of either generation) is read as it is.
 
@@ -45,7 +59,7 @@ class Predictor:
         the checkpoint is damaged or incomplete, and where a mixture's dataset is not named.
         """
         if (published := open_published(checkpoint)) is not None:
-            return cls._of(published, device)
+            return cls._of(published, device, precision)
         path = find_checkpoint(checkpoint)
         verify(path)
         config, description = read_facts(path)
@@ -54,10 +68,10 @@ class Predictor:
         model = build_plain(config, description)
         load_trained(model, path, config)
         processor = policy.build_processor(config.model, description, statistics)
-        return cls(config, description, processor, model, choose_device(device))
+        return cls(config, description, processor, model, choose_device(device), precision)
 
     @classmethod
-    def _of(cls, published: Published, device: str) -> Predictor:
+    def _of(cls, published: Published, device: str, precision: Precision) -> Predictor:
         policy, folder = load_policy(published.policy), str(published.folder)
         config = RunConfig(
             recipe=published.layout,
@@ -67,11 +81,12 @@ class Predictor:
             output=folder,
             init=InitConfig(path=folder, layout=published.layout),
             model=check(policy.Config, published.settings, f"the settings of {folder}", prefix="model."),
+            execution=_execution(published),
         )
         model = policy.build_model(config.model, published.description)
         policy.load_weights(model, folder, published.layout)
         processor = policy.build_processor(config.model, published.description, published.statistics)
-        return cls(config, published.description, processor, model, choose_device(device), published)
+        return cls(config, published.description, processor, model, choose_device(device), precision, published)
 
     def our_names(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """An observation under our keys; a published policy's robot may say ``observation.state`` and so on."""
@@ -112,11 +127,18 @@ class Predictor:
             dataset_name=self.description.name,
         )
 
-    @torch.no_grad()
-    def predict_samples(self, samples: list[Sample]) -> np.ndarray:
+    def predict_samples(self, samples: Sequence[Sample]) -> np.ndarray:
         """Action chunks float32 [n, horizon, A] in robot units for samples as a dataset gives them."""
+        return self.processor.unnormalize(self.predict_normalized(samples)[0])
+
+    @torch.no_grad()
+    def predict_normalized(self, samples: Sequence[Sample]) -> tuple[Tensor, Batch]:
+        """Normalised action chunks float32 [n, horizon, A], and the batch. Its targets are taken out for the model."""
         batch = {key: value.to(self.device) for key, value in self.processor.collate(samples).items()}
-        return self.processor.unnormalize(self.model.sample(batch))
+        observed = {key: value for key, value in batch.items() if key not in TARGETS}
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            chunks = self.model.sample(observed)
+        return chunks.float(), batch
 
     def _checked(self, key: str, observation: dict[str, np.ndarray]) -> np.ndarray:
         if key not in observation:
@@ -137,3 +159,10 @@ class Predictor:
                 f"'{key}' is {value.dtype} {value.shape}, expected {'uint8' if image else 'float32'} {expected}."
             )
         return value if image else value.astype(np.float32)
+
+
+def _execution(published: Published) -> ExecutionConfig:
+    """How a published policy's chunks are executed by its own settings."""
+    if published.ensemble is None:
+        return ExecutionConfig(steps=published.actions_per_chunk)
+    return ExecutionConfig(temporal_ensemble=True, ensemble_coefficient=published.ensemble)

@@ -44,12 +44,13 @@ class OpenLoop(ChunkExecution):
 class TemporalAggregation(ChunkExecution):
     """Ask at every step; average all predictions of this step, the older the heavier (ACT, §IV-B, algorithm 2).
 
-    Predictions are counted by their age, where the published code looks for rows without an exact zero and so drops
-    valid ones. Only the chunks that reach this step are kept.
+    A coefficient of zero weighs all alike. ``window`` counts the newest so many chunks only. Predictions are counted by
+    their age, where the published code looks for rows without an exact zero and so drops valid ones. Only the chunks
+    that reach this step are kept.
     """
 
-    def __init__(self, coefficient: float = 0.01) -> None:
-        self.coefficient = coefficient
+    def __init__(self, coefficient: float = 0.01, window: int | None = None) -> None:
+        self.coefficient, self.window = coefficient, window
         self._chunks: deque[np.ndarray] = deque()
 
     def step(self, predict: Predict) -> np.ndarray:
@@ -58,7 +59,8 @@ class TemporalAggregation(ChunkExecution):
     def predictions(self, chunk: np.ndarray) -> np.ndarray:
         """Take the chunk [..., K, A] of this step; return all predictions of this step [n, ..., A], oldest first."""
         self._chunks.append(chunk)
-        if len(self._chunks) > chunk.shape[-2]:
+        reach = chunk.shape[-2] if self.window is None else min(self.window, chunk.shape[-2])
+        if len(self._chunks) > reach:
             self._chunks.popleft()
         ages = range(len(self._chunks) - 1, -1, -1)
         return np.stack([past[..., age, :] for past, age in zip(self._chunks, ages, strict=True)])

@@ -45,7 +45,7 @@ def processes_for(devices: int | str, device: str) -> int:
 
 
 def launch(command: Sequence[str], processes: int) -> int:
-    """Run ``python -m vla_ft COMMAND`` once per process and return the first failing exit code, or 0."""
+    """Run ``python COMMAND`` (``-m vla_ft train ...``) once per process; returns the first failing exit code, or 0."""
     with tempfile.TemporaryDirectory(prefix="vla-ft-mistakes-") as mistakes:
         code = _run(command, processes, mistakes)
         # Most mistakes are met by every process: said once, whoever met them.
@@ -59,7 +59,7 @@ def _run(command: Sequence[str], processes: int, mistakes: str) -> int:
     children = [
         # A session of its own: Ctrl-C reaches it through the launcher alone, once.
         subprocess.Popen(
-            [sys.executable, "-m", "vla_ft", *command],
+            [sys.executable, *command],
             env=_environment(rank, processes, port) | {_LAUNCHER: str(os.getpid()), _MISTAKES: mistakes},
             start_new_session=True,
         )

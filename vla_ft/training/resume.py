@@ -24,6 +24,7 @@ _MAY_CHANGE = (
     "plan",
     "checkpoint",
     "validation",
+    "execution",
     "engine",
     "shard_group",
     "offload",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from vla_ft.config import LoggingConfig
-from vla_ft.errors import UserError
 from vla_ft.training.checkpointing import replace_text
+from vla_ft.training.wandb_run import WandbRun
 
 METRICS = "metrics.jsonl"
 
@@ -25,16 +23,22 @@ class Tracker:
         _forget_after(path, step)
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self._wandb = None if config.wandb == "off" else _start_wandb(folder, config, run)
+        self._wandb = None if config.wandb == "off" else WandbRun(folder, config, run)
+        self._artifacts = config.artifacts
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record scalars after ``step`` updates. A line reaches the file at once."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
+        for name, value in {"step": step, **values}.items():
             self._board.add_scalar(name, value, step)
         if self._wandb is not None:
-            self._wandb.log(values, step=step)
+            self._wandb.log(step, {"step": step, **values})
+
+    def checkpointed(self, step: int, folder: Path) -> None:
+        """A whole checkpoint lies in ``folder``: keep it as an artifact where that is asked for."""
+        if self._wandb is not None and self._artifacts:
+            self._wandb.checkpoint(step, folder)
 
     def __enter__(self) -> Tracker:
         return self
@@ -67,26 +71,3 @@ def _whole_lines(text: str) -> list[dict[str, float]]:
         except ValueError:
             break  # torn by a kill; whatever follows is later still
     return lines
-
-
-def _start_wandb(folder: Path, config: LoggingConfig, run: dict[str, Any]) -> Any:
-    if config.wandb == "online" and not os.environ.get("WANDB_API_KEY"):
-        raise UserError(
-            "logging.wandb=online needs WANDB_API_KEY in the environment and it is not set. "
-            "Set it, or use logging.wandb=offline and `wandb sync` later."
-        )
-    import wandb
-
-    identity = folder / "wandb_id"
-    if not identity.is_file():
-        identity.write_text(uuid.uuid4().hex[:8])
-    return wandb.init(
-        dir=str(folder),
-        mode="online" if config.wandb == "online" else "offline",
-        project=config.project,
-        name=config.name or folder.name,
-        tags=list(config.tags),
-        id=identity.read_text(),
-        resume="allow" if config.wandb == "online" else None,
-        config=run,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vla_ft.checkpoints import CONFIGURATION, write_json
+from vla_ft.checkpoints import CONFIGURATION, step_folder, write_json
 from vla_ft.config import RunConfig
 from vla_ft.errors import UserError
 from vla_ft.training.assembly import Run, assemble, held_out_loader, training_batches
@@ -22,14 +22,20 @@ from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_wri
 from vla_ft.training.collective import on_all, on_main
 from vla_ft.training.engines import Engine, build_engine
 from vla_ft.training.environment_record import environment_record
+from vla_ft.training.known_errors import explained
+from vla_ft.training.monitoring import VALIDATION_LOSS, GpuMeter, Pace, TimedBatches, common_names
+from vla_ft.training.observer import Observer, Observers
+from vla_ft.training.optimizers import schedule_factor
 from vla_ft.training.progress import ProgressLine, memory_gib
 from vla_ft.training.randomness import use_deterministic_kernels
 from vla_ft.training.resilience import Interruption
 from vla_ft.training.resume import find_start, refuse_other_run
 from vla_ft.training.state import load_checkpoint, restore_generators, save_checkpoint
-from vla_ft.training.tracking import Tracker
+from vla_ft.training.symptoms import Symptoms
+from vla_ft.training.tracking import Tracker, read_metrics
 from vla_ft.training.update import update
 from vla_ft.training.validation import validate
+from vla_ft.training.wandb_run import note, require_login
 
 DATA = "data.json"
 """File of a run folder: how many episodes took part, and which were left out and why."""
@@ -53,15 +59,24 @@ Watch = Callable[[Run, Engine, Callable[[], Losses]], Losses]
 """Calls what it is given, once, and may look at it: every update of a run goes through it."""
 
 
-def train(config: RunConfig, console: Console | None = None, watch: Watch | None = None) -> Report:
-    """Train to ``config.steps``, continuing the run in ``config.output`` when there is one. Raises UserError."""
+def train(
+    config: RunConfig,
+    console: Console | None = None,
+    watch: Watch | None = None,
+    observers: Sequence[Observer] = (),
+) -> Report:
+    """Train to ``config.steps``, continuing the run in ``config.output`` when there is one. Raises UserError.
+
+    ``observers``: as many on every process; those of the main one are called.
+    """
     if config.deterministic:
         use_deterministic_kernels()
     engine = build_engine(config)
     console = console or Console(width=None if sys.stdout.isatty() else 110)
     store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint.keep_last)
-    with ExitStack() as stack:
+    with explained(config), ExitStack() as stack:
         stack.callback(engine.close)
+        on_main(engine, lambda: require_login(config.logging))  # before anything large is read
         _hold_folder(Path(config.output), engine, stack)
         # One process decides, and hashes: the others' view of the disk may be older.
         start = on_main(engine, lambda: find_start(config, store))
@@ -77,7 +92,11 @@ def train(config: RunConfig, console: Console | None = None, watch: Watch | None
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
             print_banner(console, run, engine, [_beginning(run, start), *notes])
-        return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()))
+            if (said := note(config.logging)) is not None:
+                _warn(console, said)
+        told = Observers(observers, engine)
+        told.started(run, start, notes)
+        return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()), told)
 
 
 def _hold_folder(folder: Path, engine: Engine, stack: ExitStack) -> None:
@@ -128,10 +147,17 @@ def _beginning(run: Run, start: Path | None) -> str:
 
 
 def _loop(
-    run: Run, store: CheckpointStore, generators: dict[str, Any], engine: Engine, console: Console, watch: Watch
+    run: Run,
+    store: CheckpointStore,
+    generators: dict[str, Any],
+    engine: Engine,
+    console: Console,
+    watch: Watch,
+    told: Observers,
 ) -> Report:
     state, config = run.state, run.state.config
-    batches, held_out = training_batches(run, engine), held_out_loader(run, engine)
+    batches, held_out = TimedBatches(training_batches(run, engine)), held_out_loader(run, engine)
+    pace = Pace(batches)
     restore_generators(generators, engine.device)  # only now: making the loader's iterator may draw random numbers
     scalars: dict[str, float] = {}
     stop = False
@@ -139,18 +165,29 @@ def _loop(
         interruption = stack.enter_context(Interruption())
         line = stack.enter_context(ProgressLine(console, config.steps, state.step, run.global_batch, engine.is_main))
         tracker = stack.enter_context(_tracker(run)) if engine.is_main else None
+        gpu = stack.enter_context(GpuMeter(engine.device))
+        symptoms = _symptoms(run, engine, console, told) if engine.is_main else None
         while state.step < config.steps and not stop:
             step = partial(update, run, batches, engine, interruption.requested is not None)
-            losses, stop = watch(run, engine, step)
+            with pace.update():
+                losses, stop = watch(run, engine, step)
             due = _due(state.step, config, stop)
             line.update(state.step, losses["loss"], due["log"])
-            scalars = _scalars(run, losses, line) if due["log"] else {}
+            scalars = _scalars(run, losses, line, pace) | gpu.read() if due["log"] else {}
             if due["validation"] and held_out is not None:
                 scalars |= validate(run, held_out, engine)
+                scalars[VALIDATION_LOSS] = scalars["validation/loss"]
             if tracker is not None and scalars:
                 tracker.write(state.step, scalars)
+            if symptoms is not None:
+                symptoms.look({"step": state.step, **scalars})
+            if scalars:
+                told.logged(state.step, state.position / len(run.places), scalars)
             if due["checkpoint"]:
                 save_checkpoint(store, state, engine)
+                if tracker is not None:
+                    tracker.checkpointed(state.step, store.folder / step_folder(state.step))
+                told.checkpointed(state.step, store.folder / step_folder(state.step))
     signal = (interruption.requested or "a signal to another process") if stop else None
     return Report(Path(config.output), state.step, signal, scalars, len(run.damaged.episodes))
 
@@ -158,6 +195,19 @@ def _loop(
 def _tracker(run: Run) -> Tracker:
     config = run.state.config
     return Tracker(Path(config.output), config.logging, config.to_dict(), run.state.step)
+
+
+def _symptoms(run: Run, engine: Engine, console: Console, told: Observers) -> Symptoms:
+    """The judge of this run, which remembers what was logged before."""
+    config = run.state.config
+    found = Symptoms(config, list(engine.model.parameter_groups()), partial(_warn, console, told))
+    found.remember(read_metrics(Path(config.output)))
+    return found
+
+
+def _warn(console: Console, told: Observers, said: str) -> None:
+    told.warned(said)
+    console.print(said, style="bold yellow", soft_wrap=True, highlight=False, markup=False)
 
 
 def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:
@@ -171,9 +221,15 @@ def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:
     }
 
 
-def _scalars(run: Run, losses: dict[str, float], line: ProgressLine) -> dict[str, float]:
+def _scalars(run: Run, losses: dict[str, float], line: ProgressLine, pace: Pace) -> dict[str, float]:
+    state, config = run.state, run.state.config
+    epoch = state.position / len(run.places)
     return {f"train/{name}": value for name, value in losses.items()} | {
-        "train/epoch": run.state.position / len(run.places),
+        "train/epoch": epoch,
         "train/samples_per_second": line.samples_per_second,
         "train/memory_gib": memory_gib(),
+        **common_names(losses),
+        "lr": config.optimizer.lr * schedule_factor(config.schedule, state.step - 1, config.steps),
+        "epoch": epoch,
+        **pace.read(len(run.places) / run.global_batch),
     }

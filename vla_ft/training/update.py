@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ def update(run: Run, batches: Iterator[Batch], engine: Engine, stop: bool) -> tu
     # The mean over processes is finite only if every one is, so all of them decide alike.
     means = dict(zip(sums, engine.mean(torch.stack([v.float() for v in sums.values()])).tolist(), strict=True))
     if not all(map(math.isfinite, means.values())):
-        raise _not_finite(run, means)
+        raise _not_finite(run, means, _where(micro_batches, engine))
     engine.step()
     if state.ema is not None:
         state.ema.update(engine.weights, state.step)
@@ -62,13 +62,32 @@ def _fetch(batches: Iterator[Batch], count: int, engine: Engine, stop: bool) -> 
     return fetched, bool(flags[1])
 
 
-def _not_finite(run: Run, seen: dict[str, float]) -> UserError:
+def _where(micro_batches: Sequence[Batch], engine: Engine) -> str:
+    """Whether what came into the update was not finite, or what it led to. Collective."""
+    inputs = {
+        key
+        for batch in micro_batches
+        for key, value in batch.items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    }
+    weights = [name for name, p in engine.trained.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    found = engine.gather((sorted(inputs), weights))
+    named = sorted({key for keys, _ in found for key in keys})
+    if named:
+        return f"The samples themselves are not finite: {', '.join(named)}"
+    lost = list(dict.fromkeys(name for _, names in found for name in names))
+    gradients = f"; {len(lost)} gradients are not, such as that of {lost[0]}" if lost else ""
+    return f"Every number of the samples is finite{gradients}"
+
+
+def _not_finite(run: Run, seen: dict[str, float], where: str) -> UserError:
     state = run.state
     places = places_of(run, range(state.position, state.position + run.global_batch))
     shown = ", ".join(f"{run.reader.name_of(episode)} step {step}" for episode, step in places[:4])
     numbers = ", ".join(f"{name} {value:g}" for name, value in seen.items())
     return UserError(
         f"Update {state.step + 1} is not finite ({numbers}). Its batch holds {shown}"
-        f"{f' and {len(places) - 4} more samples' if len(places) > 4 else ''}. The weights were not changed and "
-        "earlier checkpoints are good: lower optimizer.lr, set optimizer.clip_grad_norm, or look at these episodes."
+        f"{f' and {len(places) - 4} more samples' if len(places) > 4 else ''}. {where}. The weights were not changed "
+        "and earlier checkpoints are good: lower optimizer.lr, set optimizer.clip_grad_norm, or look at these episodes "
+        "(`vla-ft data check`)."
     )

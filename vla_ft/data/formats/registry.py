@@ -88,9 +88,9 @@ def format_of(path: Path, format: str = "auto") -> str:
     if format != "auto" and format not in READERS and format not in SIGNS:
         raise unknown("dataset format", format, ("auto", *READERS))
     if not path.exists():
+        start = "" if path.is_absolute() else f" A relative path starts at {Path.cwd()}: give an absolute one."
         raise UserError(
-            f"Dataset not found: nothing lies at {path}. Expected a folder of demonstrations; check data.path (an "
-            "absolute path is safest)."
+            f"Dataset not found. No dataset at {path}. Expected a folder of demonstrations; check data.path.{start}"
         )
     return _recognise(path) if format == "auto" else format
 

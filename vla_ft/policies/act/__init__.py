@@ -11,6 +11,7 @@ from vla_ft.policies.act.checkpoint import load_weights
 from vla_ft.policies.act.config import Config
 from vla_ft.policies.act.lerobot import our_key
 from vla_ft.policies.act.lerobot_folder import open_published, published_settings
+from vla_ft.policies.act.lerobot_writer import lerobot_folder
 from vla_ft.policies.act.model import Act, Dimensions
 from vla_ft.policies.act.processing import ActProcessor
 
@@ -18,6 +19,7 @@ __all__ = [
     "Config",
     "build_model",
     "build_processor",
+    "lerobot_folder",
     "load_weights",
     "open_published",
     "our_key",

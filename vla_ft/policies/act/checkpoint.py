@@ -77,7 +77,7 @@ def load_state(
 def rename_for(model: Act, layout: str) -> Callable[[str], str | None]:
     """The function from a file's tensor name to the model's, or to None where the tensor is knowingly unused."""
     if layout == "vla_ft":
-        return lambda key: key
+        return _rename_own
     if layout not in COLUMNS:
         raise unknown("weight layout", layout, COLUMNS)
 
@@ -91,6 +91,12 @@ def rename_for(model: Act, layout: str) -> Callable[[str], str | None]:
         return None if layout == "original" and _is_dead(name, model) else name
 
     return rename
+
+
+def _rename_own(key: str) -> str | None:
+    """Our own names; ``act-train-N.pth`` (``examples/act_guide``) has the statistics beside the model, and they come
+    from the dataset of the run."""
+    return None if key.startswith("statistics.") else key.removeprefix("model.")
 
 
 def detect_layout(state: Iterable[str], source: str) -> str:

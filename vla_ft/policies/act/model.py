@@ -173,6 +173,11 @@ class Act(Model):
 
     def loss(self, batch: Batch, noise: Tensor | None = None) -> Loss:
         """``forward`` with the latent noise [B, Z] given; None draws it from torch's default generator."""
+        return self.chunk_and_loss(batch, noise)[1]
+
+    def chunk_and_loss(self, batch: Batch, noise: Tensor | None = None) -> tuple[Tensor, Loss]:
+        """The predicted chunk [B, K, A], normalised, and its ``loss``; in eval mode it is that of ``sample``, unless
+        ``eval_latent`` is ``posterior``."""
         config = self.config
         action = batch["action"][:, : config.chunk_size]
         real = batch["action_pad_mask"][:, : config.chunk_size]
@@ -185,9 +190,10 @@ class Act(Model):
             latent = mean + (log_variance / 2).exp() * noise
             penalty = self._kl(mean.float(), log_variance.float())
             metrics["kl"] = penalty.detach()
-        error = self._action_error(self.predict(batch, latent), action, real)
+        predicted = self.predict(batch, latent)
+        error = self._action_error(predicted, action, real)
         metrics[config.action_loss] = error.detach()
-        return Loss(error if penalty is None else error + config.kl_weight * penalty, metrics)
+        return predicted, Loss(error if penalty is None else error + config.kl_weight * penalty, metrics)
 
     def sample(self, batch: Batch) -> Tensor:
         """Normalised action chunk [B, K, A] with the latent at zero, the mean of the prior."""

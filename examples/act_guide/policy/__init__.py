@@ -1,0 +1,1 @@
+"""Policies under the names of the ACT guide."""

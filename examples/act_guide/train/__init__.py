@@ -1,0 +1,1 @@
+"""Training under the names of the ACT guide."""
