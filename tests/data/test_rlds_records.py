@@ -118,7 +118,8 @@ def test_layouts_are_a_cache(folder: Path, damage: str, whole_reads: list[int]) 
         for episode in range(4):
             read = sample(reader, episode, 2)
             assert all(np.array_equal(read[key], wanted[episode][key]) for key in wanted[episode])
-    assert len(whole_reads) == 12, "what does not fit is not used"
+    # One of another size is made again when the set is opened; what does not fit is not used.
+    assert len(whole_reads) == (4 if damage in ("gone", "cut") else 12)
 
 
 def test_layouts_that_vanish_on_the_way(folder: Path, whole_reads: list[int]) -> None:

@@ -212,7 +212,8 @@ def _load(folder: Path, split: str, identity: str) -> tuple[dict[str, np.ndarray
     for path, layouts in _places(folder, split, identity):
         # Whatever a damaged file makes NumPy and zipfile stumble over: there is none then.
         with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as kept:
-            if kept["identity"].item() == identity:
+            whole = layouts.stat().st_size == kept["layout_size"].sum()
+            if whole and kept["identity"].item() == identity:
                 return {name: kept[name] for name in (*_COLUMNS, _CRC, _DAMAGE, _NAMES)}, layouts
     return None
 
@@ -235,7 +236,7 @@ def _save(folder: Path, split: str, identity: str, columns: dict[str, np.ndarray
             _publish(path, write_index)
         except OSError:
             continue
-        for old in set(path.parent.glob(f"{layouts.name[:-20]}*.bin")) - {layouts}:
+        for old in set(path.parent.glob(layouts.name.replace(identity[:16], "[0-9a-f]" * 16))) - {layouts}:
             old.unlink(missing_ok=True)  # of shards that are gone
         return layouts
     warnings.warn(
