@@ -28,7 +28,7 @@ def test_names_are_checked(aloha_set: SetOnDisk, tmp_path: Path) -> None:
         open_dataset(aloha_set.folder, jpeg_channels="gbr")
     with pytest.raises(UserError, match="expected steps per second above 0"):
         open_dataset(aloha_set.folder, fps=-1)
-    with pytest.raises(UserError, match=r"^Dataset not found\. No dataset at .*check data\.path\.$"):
+    with pytest.raises(UserError, match=r"^Dataset not found: no dataset at .*check data\.path\.$"):
         open_dataset(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"^Dataset not found.*A relative path starts at /.*give an absolute one"):
         open_dataset("nowhere")

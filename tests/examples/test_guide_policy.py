@@ -166,5 +166,5 @@ def test_an_observation_that_does_not_fit_is_told(finished, demos, key, change, 
 def test_a_missing_dataset_is_told_in_the_guides_words():
     from policy.act import create_temporal_dataloader
 
-    with pytest.raises(UserError, match=r"Dataset not found\. No dataset at your_dataset"):
+    with pytest.raises(UserError, match=r"Dataset not found: no dataset at your_dataset"):
         create_temporal_dataloader("your_dataset")

@@ -129,7 +129,7 @@ def test_weights_only_starts_a_new_run_from_them(tmp_path, finished, demos):
         (["--lr"], "--lr needs a value"),
         (["--wandb_name", "x"], "--wandb_project"),
         (["--config", "configs/none.yaml"], "Run from the project root"),
-        (["--dataset_dir", "your_dataset"], "Dataset not found. No dataset at your_dataset"),
+        (["--dataset_dir", "your_dataset"], "Dataset not found: no dataset at your_dataset"),
         (["--weights_only"], "--resume_from"),
         (["surprise"], "Cannot read 'surprise'"),
     ],
@@ -154,7 +154,7 @@ def test_symptoms_and_known_errors_are_said_in_words(tmp_path, demos, capfd, mon
     monkeypatch.setattr(symptoms.Symptoms, "look", lambda self, line: self._say(f"symptom at {line['step']}"))
     words = ["--dataset_dir", demos, "--output_dir", tmp_path / "run", "--device", "cpu"]
     assert train_act(words, [*TINY, "--num_epochs=1"]) == 0
-    assert "symptom at 4" in capfd.readouterr().out
+    assert "vla-ft: symptom at 4" in capfd.readouterr().err
 
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -72,7 +72,7 @@ def test_check_says_where_and_how_bad(tmp_path, capsys):
         (["data", "chek", "x"], "Did you mean 'check'?"),
         (["data"], "needs a verb"),
         (["data", "check"], "takes one dataset"),
-        (["data", "check", "nowhere"], "Dataset not found. No dataset at nowhere"),
+        (["data", "check", "nowhere"], "Dataset not found: no dataset at nowhere"),
         (["data", "inspect", "nowhere", "epsodes=2"], "Unknown key 'epsodes'. Did you mean 'episodes'?"),
         (["data", "check", "a", "output=no/such/folder.json"], "its folder does not exist"),
     ],

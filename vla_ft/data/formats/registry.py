@@ -90,7 +90,7 @@ def format_of(path: Path, format: str = "auto") -> str:
     if not path.exists():
         start = "" if path.is_absolute() else f" A relative path starts at {Path.cwd()}: give an absolute one."
         raise UserError(
-            f"Dataset not found. No dataset at {path}. Expected a folder of demonstrations; check data.path.{start}"
+            f"Dataset not found: no dataset at {path}. Expected a folder of demonstrations; check data.path.{start}"
         )
     return _recognise(path) if format == "auto" else format
 
