@@ -57,7 +57,7 @@ class Observer:
         """A whole checkpoint of ``step`` lies in ``folder``."""
 
     def warned(self, said: str) -> None:
-        """The run's numbers show a symptom: what it is, its causes and what to do, in words."""
+        """Something that the user should know, in words: a symptom in the run's numbers, its causes and what to do."""
 
 
 class Observers:
@@ -95,7 +95,7 @@ class Observers:
         self._on_main(tell)
 
     def warned(self, said: str) -> None:
-        """Tell of a symptom. Not collective: the main process alone looks for them."""
+        """Tell of a warning. Not collective: the main process alone looks for them."""
         for one in self._observers:
             one.warned(said)
 

@@ -88,13 +88,13 @@ def train(
             notes = on_all(engine, lambda: refuse_other_run(start, config, source, engine.world_size, place, damaged))
             generators, inexact = load_checkpoint(start, run.state, engine)
             notes += inexact
+        told = Observers(observers, engine)
         if engine.is_main:
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
             print_banner(console, run, engine, [_beginning(run, start), *notes])
             if (said := note(config.logging)) is not None:
-                _warn(console, said)
-        told = Observers(observers, engine)
+                _warn(console, told, said)
         told.started(run, start, notes)
         return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()), told)
 
