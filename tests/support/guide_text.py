@@ -52,7 +52,7 @@ class Substitutions:
         return own + [row for row in rows if row.get("card")]
 
     def typed(self, command: str, size: Sequence[str]) -> str:
-        """What is typed for a documented command, empty when nothing is. ``size`` stands for ``<tiny>`` and ``<short>``."""
+        """What is typed for a documented command; empty when nothing is. ``size``: ``<tiny>`` and ``<short>``."""
         for row in self.lines:
             if row["documented"] == command:
                 self.used.add(command)
