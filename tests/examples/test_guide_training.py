@@ -154,7 +154,7 @@ def test_symptoms_and_known_errors_are_said_in_words(tmp_path, demos, capfd, mon
     monkeypatch.setattr(symptoms.Symptoms, "look", lambda self, line: self._say(f"symptom at {line['step']}"))
     words = ["--dataset_dir", demos, "--output_dir", tmp_path / "run", "--device", "cpu"]
     assert train_act(words, [*TINY, "--num_epochs=1"]) == 0
-    assert "symptom at 4" in capfd.readouterr().out
+    assert "symptom at 4" in capfd.readouterr().err
 
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

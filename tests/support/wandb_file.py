@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,3 +70,24 @@ def _artifact_of(record: Any) -> Any:
         return record.artifact
     request = record.request
     return request.log_artifact.artifact if request.WhichOneof("request_type") == "log_artifact" else None
+
+
+def main() -> None:
+    """``python wandb_file.py FILE``: what an offline run would upload, as a listing."""
+    path = Path(sys.argv[1])
+    kinds = Counter(record.WhichOneof("record_type") for record in records(path))
+    lines = history(path)
+    print(f"{path.name}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
+    print(f"history: {len(lines)} lines, steps {lines[0]['step']} to {lines[-1]['step']}")
+    for name in sorted({name for line in lines for name in line}):
+        values = [line[name] for line in lines if name in line]
+        print(f"  {name:<28}{len(values):>4} values, last {values[-1]:.6g}")
+    for one in artifacts(path):
+        size = sum(file.stat().st_size for file in one["files"].values())
+        print(
+            f"artifact {one['name']} ({one['type']}), {', '.join(one['aliases'])}: {len(one['files'])} files, {size:,} B"
+        )
+
+
+if __name__ == "__main__":
+    main()

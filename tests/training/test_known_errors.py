@@ -1,6 +1,6 @@
 """Errors that torch, CUDA and Python raise, told as cause and mend.
 
-Those that need a card are replayed from their recorded texts: nothing here ran out of a card's memory.
+Those that need a card are replayed from their texts as recorded: nothing here ran out of a card's memory.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def test_every_judge_states_its_threshold():
     assert all(judge.__doc__ and any(c.isdigit() or "ten" in judge.__doc__ for c in judge.__doc__) for judge in JUDGES)
 
 
-def test_a_real_run_that_waits_for_its_data_says_so_once(tmp_path, monkeypatch):
+def test_a_real_run_that_waits_for_its_data_says_so_once(tmp_path, monkeypatch, capsys):
     """The loader is in the training process itself and made slow: the whole path, from the clock to the words."""
     usual = trainer.training_batches
 
@@ -134,11 +134,10 @@ def test_a_real_run_that_waits_for_its_data_says_so_once(tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(trainer, "training_batches", slow)
-    console = Console(record=True, width=110, file=io.StringIO())
     words = ["steps=14", "batch.accumulation=1", "validation.every=99", "checkpoint.every=99", "logging.project=mine"]
     with narrow_trunk():
-        trainer.train(load_run_config([*TINY, f"output={tmp_path}", *words]), console)
-    text = console.export_text()
+        trainer.train(load_run_config([*TINY, f"output={tmp_path}", *words]), Console(file=io.StringIO()))
+    text = capsys.readouterr().err  # whatever console the caller gave
     assert text.count("Training very slow: ") == 1
     assert "Raise data.workers (now 0 per process)" in text
     assert "WandB is not logging: logging.project=mine is set, but logging.wandb=off" in text

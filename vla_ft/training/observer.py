@@ -56,12 +56,9 @@ class Observer:
     def checkpointed(self, step: int, folder: Path) -> None:
         """A whole checkpoint of ``step`` lies in ``folder``."""
 
-    def warned(self, said: str) -> None:
-        """Something that the user should know, in words: a symptom in the run's numbers, its causes and what to do."""
-
 
 class Observers:
-    """Several observers of one run. Its methods but ``warned`` are collective, so that a mistake on one ends all."""
+    """Several observers of one run. Its methods are collective, so that a mistake on one process ends all."""
 
     def __init__(self, observers: Sequence[Observer], engine: Engine) -> None:
         self._observers, self._engine = tuple(observers), engine
@@ -93,11 +90,6 @@ class Observers:
                 one.checkpointed(step, folder)
 
         self._on_main(tell)
-
-    def warned(self, said: str) -> None:
-        """Tell of a warning. Not collective: the main process alone looks for them."""
-        for one in self._observers:
-            one.warned(said)
 
     def _on_main(self, tell: Callable[[], None]) -> None:
         if self._observers:  # a run without any communicates no more than before

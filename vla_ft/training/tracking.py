@@ -19,11 +19,11 @@ class Tracker:
     """Writes scalars by step. Opened at ``step`` it first forgets what a killed process wrote beyond it."""
 
     def __init__(self, folder: Path, config: LoggingConfig, run: dict[str, Any], step: int) -> None:
+        self._wandb = None if config.wandb == "off" else WandbRun(folder, config, run)  # first: it may refuse
         path = folder / METRICS
         _forget_after(path, step)
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self._wandb = None if config.wandb == "off" else WandbRun(folder, config, run)
         self._artifacts = config.artifacts
 
     def write(self, step: int, values: dict[str, float]) -> None:

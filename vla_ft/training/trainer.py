@@ -88,13 +88,13 @@ def train(
             notes = on_all(engine, lambda: refuse_other_run(start, config, source, engine.world_size, place, damaged))
             generators, inexact = load_checkpoint(start, run.state, engine)
             notes += inexact
-        told = Observers(observers, engine)
         if engine.is_main:
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
             print_banner(console, run, engine, [_beginning(run, start), *notes])
             if (said := note(config.logging)) is not None:
-                _warn(console, told, said)
+                _warn(said)
+        told = Observers(observers, engine)
         told.started(run, start, notes)
         return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()), told)
 
@@ -166,7 +166,7 @@ def _loop(
         line = stack.enter_context(ProgressLine(console, config.steps, state.step, run.global_batch, engine.is_main))
         tracker = stack.enter_context(_tracker(run)) if engine.is_main else None
         gpu = stack.enter_context(GpuMeter(engine.device))
-        symptoms = _symptoms(run, engine, console, told) if engine.is_main else None
+        symptoms = _symptoms(run, engine) if engine.is_main else None
         while state.step < config.steps and not stop:
             step = partial(update, run, batches, engine, interruption.requested is not None)
             with pace.update():
@@ -197,17 +197,17 @@ def _tracker(run: Run) -> Tracker:
     return Tracker(Path(config.output), config.logging, config.to_dict(), run.state.step)
 
 
-def _symptoms(run: Run, engine: Engine, console: Console, told: Observers) -> Symptoms:
+def _symptoms(run: Run, engine: Engine) -> Symptoms:
     """The judge of this run, which remembers what was logged before."""
     config = run.state.config
-    found = Symptoms(config, list(engine.model.parameter_groups()), partial(_warn, console, told))
+    found = Symptoms(config, list(engine.model.parameter_groups()), _warn)
     found.remember(read_metrics(Path(config.output)))
     return found
 
 
-def _warn(console: Console, told: Observers, said: str) -> None:
-    told.warned(said)
-    console.print(said, style="bold yellow", soft_wrap=True, highlight=False, markup=False)
+def _warn(said: str) -> None:
+    """To stderr: whoever gave a console of their own for the banner still sees what is wrong."""
+    print(f"vla-ft: {said}", file=sys.stderr, flush=True)
 
 
 def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:

@@ -68,10 +68,6 @@ class GuideConsole(Observer):
         else:
             _say(f"Checkpoint saved: {export_weights(self._folder, folder, epoch, step)}")
 
-    def warned(self, said: str) -> None:
-        """Symptoms of the guide's "Troubleshooting", with their mend."""
-        _say(said)
-
     def _rate_rule(self, beginning: Beginning) -> str:
         rate = self._run.optimizer.lr
         scaled = f"{self._base_lr:g} x {beginning.processes} (--scale_lr)" if rate != self._base_lr else "as given"
