@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from vla_ft.config import load_run_config
 from vla_ft.deployment.acting import Actor
 from vla_ft.deployment.predictor import Predictor
 from vla_ft.errors import UserError
-from vla_ft.policies.act import Config
+from vla_ft.policies.act import Config, load_weights
 from vla_ft.policies.act.model import Act, Dimensions
 from vla_ft.weights.catalogue import find_entry
 from vla_ft.weights.places import FileRecord, Record
@@ -160,14 +161,18 @@ def test_a_published_policy_by_its_catalogue_name(tmp_path: Path, monkeypatch: p
 def test_training_starts_from_a_folder(tmp_path: Path, generation: Generation, capsys: Any) -> None:
     """Its settings need not be typed; its statistics give way to the data's; the result is a policy of ours."""
     model = network(activation="gelu", feedforward_dim=40)
-    folder = write_folder(tmp_path / "policy", model, statistics(model), generation)
+    numbers = statistics(model)
+    numbers["observation.images.top"]["std"][:] = 0.25
+    folder = write_folder(tmp_path / "policy", model, numbers, generation)
     assert main(words(tmp_path / "run", f"init.path={folder}", "model.kl_weight=3")) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "statistics: of this run's data, as LeRobot" in out
     predictor = Predictor.load(tmp_path / "run")
     assert predictor.published is None
     expected = Config.lerobot(**{**SIZES, "feedforward_dim": 40}, activation="gelu", kl_weight=3)
-    assert predictor.config.model == expected
+    (pixels,) = predictor.config.model.pixel_statistics.values()  # what the trunk was trained on stays
+    np.testing.assert_allclose(pixels, [[0.485, 0.456, 0.406], [0.25] * 3], rtol=1e-6)
+    assert dataclasses.replace(predictor.config.model, pixel_statistics={}) == expected
     state = predictor.model.state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
@@ -179,6 +184,13 @@ def test_what_leaves_no_trace_in_weights_must_agree(tmp_path: Path, capsys: Any)
     folder = write_folder(tmp_path / "policy", model, statistics(model))
     assert main(words(tmp_path / "run", f"init.path={folder}", "model.heads=2")) == 2
     assert "was trained with heads=4, the model has 2" in " ".join(capsys.readouterr().err.split())
+
+
+def test_weights_that_read_an_environment_state_are_run_alone(tmp_path: Path) -> None:
+    model = Act(Config.lerobot(**SIZES), Dimensions(cameras=("top",), action=14, proprio=14, env_state=3))
+    folder = write_folder(tmp_path / "policy", model, statistics(model))
+    with pytest.raises(UserError, match=r"reads an environment state .* can be run .*, not trained further"):
+        load_weights(network(), str(folder))
 
 
 def test_a_folder_is_evaluated(tmp_path: Path, capsys: Any) -> None:

@@ -55,3 +55,9 @@ def test_features_come_back() -> None:
     assert {key: feature_name(key) for key in names} == names
     assert {our_key(name): name for name in names.values()} == names
     assert our_key("observation.image") == "image_image"
+
+
+def test_what_lerobot_cannot_express() -> None:
+    config = Config(backbone="clip_vit_b32", camera_fusion="mean", observation_steps=2)
+    with pytest.raises(UserError, match=r"express camera_fusion=mean, observation_steps=2, backbone=clip_vit_b32:"):
+        lerobot_settings(config)

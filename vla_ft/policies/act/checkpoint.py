@@ -12,7 +12,7 @@ from vla_ft.policies.act import trunks
 from vla_ft.policies.act.lerobot import CONFIG_FILE, OLD_STATISTICS
 from vla_ft.policies.act.lerobot_folder import published_settings
 from vla_ft.policies.act.model import Act
-from vla_ft.policies.act.names import COLUMNS, our_name
+from vla_ft.policies.act.names import COLUMNS, our_name, published_name
 from vla_ft.policies.ledger import Ledger, Place, import_state
 from vla_ft.policies.published import folder_of, kind_of
 
@@ -63,6 +63,7 @@ def load_state(
     if layout in trunks.LAYOUTS:
         return trunks.load_trunk(model, state, layout, source, assign=assign, place=place)
     _check_decoder_output(model, layout, source)
+    _check_environment(model, state, layout, source)
     return import_state(
         model,
         state,
@@ -136,6 +137,16 @@ def _check_settings(model: Act, path: Path) -> list[str]:
                 f"weights would load and predict noise. Set model.{name}={settings[name]}, or leave it out."
             )
     return ["statistics: of this run's data, as LeRobot does when it goes on from weights; the folder's are not used"]
+
+
+def _check_environment(model: Act, state: Mapping[str, Tensor], layout: str, source: str) -> None:
+    """The one input of published weights that no dataset here records: said in words, not in tensor names."""
+    name = f"model.{published_name('project_env_state.weight', 'lerobot')}"
+    if layout == "lerobot" and name in state and model.project_env_state is None:
+        raise UserError(
+            f"{source} reads an environment state (observation.environment_state), which the dataset does not bring: "
+            "such a policy can be run (vla_ft.deployment), not trained further. Start from one that reads cameras."
+        )
 
 
 def _check_decoder_output(model: Act, layout: str, source: str) -> None:
