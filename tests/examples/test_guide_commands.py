@@ -117,7 +117,7 @@ def test_every_command_and_snippet_works_in_the_guides_order(root, monkeypatch, 
     monkeypatch.setenv("WANDB_SILENT", "true")
     table = Substitutions(on_card=False)
     with narrow_trunk():
-        typed, said = walk(table, Shell(root, monkeypatch, "cpu"), TINY, capfd)
+        typed, said = walk(table, Shell(root, monkeypatch, "cpu"), [*TINY, "--num_epochs=2"], capfd)
     assert typed == 17, "the guide has gained or lost a command: look at it, and at the table"
     assert not list(table.stale()), "rows of the table that no line of the guide needs"
     documented_tree_is_there(root)
@@ -132,7 +132,7 @@ def test_every_command_and_snippet_works_on_a_card_as_typed(root, monkeypatch, c
     monkeypatch.setenv("WANDB_MODE", "offline")
     if torch.cuda.device_count() < 2:  # the second card of the guide's machine
         monkeypatch.setattr(Shell, "variables", staticmethod(lambda name, value: (name, "0")))
-    short = ["--num_epochs=4", "--checkpoint_frequency=1", "--log_frequency=1"]
+    short = ["--num_epochs=2", "--checkpoint_frequency=1", "--log_frequency=1"]
     if not is_here(find_entry("clip-vit-b-32")):
         short += ["--encoder.pretrained=null", "--encoder.freeze=false"]
     typed, _ = walk(Substitutions(on_card=True), Shell(root, monkeypatch, "cuda"), short, capfd)
@@ -146,9 +146,7 @@ def documented_tree_is_there(root: Path) -> None:
     assert names == ["config.yaml", "checkpoint", "act-train-10.pth", "act-train-20.pth", "wandb"]
     run = root / "runs" / "exp1"
     assert (run / "config.yaml").is_file() and any((run / "wandb").glob("offline-run-*"))
-    assert sorted(path.name for path in (run / "checkpoint").glob("*.pth")) == [
-        f"act-train-{epoch}.pth" for epoch in (1, 2, 3, 4)
-    ]
+    assert sorted(path.name for path in (run / "checkpoint").glob("*.pth")) == ["act-train-1.pth", "act-train-2.pth"]
 
 
 def lines_have_the_documented_form(said: str) -> None:
