@@ -84,9 +84,8 @@ def main() -> None:
         print(f"  {name:<28}{len(values):>4} values, last {values[-1]:.6g}")
     for one in artifacts(path):
         size = sum(file.stat().st_size for file in one["files"].values())
-        print(
-            f"artifact {one['name']} ({one['type']}), {', '.join(one['aliases'])}: {len(one['files'])} files, {size:,} B"
-        )
+        about = f"{one['name']} ({one['type']}), {', '.join(one['aliases'])}"
+        print(f"artifact {about}: {len(one['files'])} files, {size:,} B")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def configured(*words: str):
         (("batch.per_device=8",), ["batch.per_device is 8: try batch.per_device=4 batch.accumulation=4",
                                    "activation_checkpointing=true", "asked for 2.44 GiB with 1.05 GiB free",
                                    "vla-ft plan recipe=act-mock card=NAME"]),
+        (("batch.per_device=9",), ["try batch.per_device=3 batch.accumulation=6, the same global batch"]),
         (("batch.per_device=1", "activation_checkpointing=true"), ["batch.per_device is 1 already", "offload="]),
     ],
 )  # fmt: skip

@@ -50,7 +50,8 @@ def _card_memory(text: str, config: RunConfig | None) -> str:
             "to this process alone (`nvidia-smi`)."
         )
     size = config.batch.per_device
-    smaller = f"batch.per_device={max(1, size // 2)} batch.accumulation={config.batch.accumulation * 2}"
+    parts = next((n for n in range(2, size + 1) if size % n == 0), 1)  # the fewest equal pieces
+    smaller = f"batch.per_device={size // parts} batch.accumulation={config.batch.accumulation * parts}"
     batch = (
         f"batch.per_device is {size}: try {smaller}, the same global batch in smaller pieces"
         if size > 1
