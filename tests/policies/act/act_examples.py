@@ -9,7 +9,9 @@ import torch
 
 from vla_ft.data.sample import DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics, FeatureStatistics
+from vla_ft.nn.clip import ClipShape, ClipVision
 from vla_ft.policies.act import Config
+from vla_ft.policies.act.model import Act, Dimensions
 from vla_ft.policies.base import Batch
 
 CHUNK, ACTIONS, PROPRIO = 6, 3, 4
@@ -97,3 +99,13 @@ def batch(count: int = 2, seed: int = 0) -> Batch:
         "action": torch.randn(count, CHUNK, ACTIONS, generator=generator),
         "action_pad_mask": mask.expand(count, -1).clone(),
     }
+
+
+SMALL_CLIP = ClipShape(width=24, heads=2, depth=2, out_channels=8)
+DIMENSIONS = Dimensions(cameras=("top", "wrist"), action=ACTIONS, proprio=PROPRIO)
+
+
+def clip_model(seed: int = 1, **changes: Any) -> Act:
+    """ACT with a narrow CLIP tower of the published input size."""
+    torch.manual_seed(seed)
+    return Act(small_config(backbone="clip_vit_b32", **changes), DIMENSIONS, ClipVision(SMALL_CLIP)).eval()
