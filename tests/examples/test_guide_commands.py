@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
@@ -10,11 +9,13 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from guide_project import PROJECT, TINY, script
 from guide_text import GUIDE, Substitutions, blocks, commands, inline_code
 from narrow_trunk import narrow_trunk
@@ -58,15 +59,20 @@ def root(tmp_path: Path, demos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Shell:
     """Runs command lines in this process; ``python`` of a shell script only notes what it was asked to run."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._folder, self._patch = folder, monkeypatch
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+        self._folder, self._patch, self._device = folder, monkeypatch, device
+
+    @staticmethod
+    def variables(name: str, value: str) -> tuple[str, str]:
+        """A variable that a line sets."""
+        return name, value
 
     def run(self, line: str) -> int:
         """Run one line; its exit code."""
         words = shlex.split(line)
         with self._patch.context() as patch:
             while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                patch.setenv(*words.pop(0).split("=", 1))
+                patch.setenv(*self.variables(*words.pop(0).split("=", 1)))
             if words[:2] == ["python", "scripts/train_act.py"]:
                 return script().main(words[2:])
             if words[:2] == ["python", "-c"]:
@@ -82,34 +88,55 @@ class Shell:
         stand_in.write_text(f'#!/bin/sh\n[ "$1" = -c ] || printf "%s\\n" "$@" >"{called}"\n')
         stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
         path = f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(words, env={**os.environ, "PATH": path, "DEVICE": "cpu"}, check=False)
+        done = subprocess.run(words, env={**os.environ, "PATH": path, "DEVICE": self._device}, check=False)
         return done.returncode or self.run("python " + shlex.join(called.read_text().splitlines()))
+
+
+def walk(table: Substitutions, shell: Shell, size: Sequence[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Type everything in the guide's order, but its evaluation last; how much was typed, and what was printed."""
+    blocks_ = re.findall(r"^```(bash|python)\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks_.sort(key=lambda block: "act-train-1000" in block[1] or "create_temporal_dataloader" in block[1])
+    namespace: dict[str, Any] = {}
+    typed, said = 0, ""
+    for language, body in blocks_:
+        for documented in commands(body) if language == "bash" else [body]:
+            line = table.typed(documented, size)
+            typed += bool(line)
+            if language == "python":
+                exec(compile(line, "<guide>", "exec"), namespace)
+            elif line:
+                assert shell.run(line) == 0, f"{documented}\n  typed as: {line}\n{''.join(capfd.readouterr())}"
+        said += capfd.readouterr().out
+    assert "Environment ready!" in said and "Dataset valid!" in said and "Policy loaded!" in said
+    assert 0 < float(re.search(r"Mean Absolute Error: ([\d.]+)", said)[1]) < 1
+    return typed, said
 
 
 def test_every_command_and_snippet_works_in_the_guides_order(root, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    table, shell, typed, said = Substitutions(on_card=False), Shell(root, monkeypatch), 0, ""
-    namespace: dict[str, Any] = {}
-    order = re.findall(r"^```(bash|python)\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    order.sort(key=lambda block: "act-train-1000" in block[1] or "create_temporal_dataloader" in block[1])
+    table = Substitutions(on_card=False)
     with narrow_trunk():
-        for language, body in order:
-            lines = commands(body) if language == "bash" else [body]
-            for documented in lines:
-                line = table.typed(documented, TINY)
-                typed += bool(line)
-                if language == "python":
-                    exec(compile(line, "<guide>", "exec"), namespace)
-                elif line:
-                    assert shell.run(line) == 0, f"{documented}\n  typed as: {line}\n{''.join(capfd.readouterr())}"
-            said += capfd.readouterr().out
+        typed, said = walk(table, Shell(root, monkeypatch, "cpu"), [*TINY, "--num_epochs=2"], capfd)
     assert typed == 17, "the guide has gained or lost a command: look at it, and at the table"
     assert not list(table.stale()), "rows of the table that no line of the guide needs"
-    assert "Environment ready!" in said and "Dataset valid!" in said and "Policy loaded!" in said
-    assert 0 < float(re.search(r"Mean Absolute Error: ([\d.]+)", said)[1]) < 1
     documented_tree_is_there(root)
     lines_have_the_documented_form(said)
+
+
+@pytest.mark.gpu
+def test_every_command_and_snippet_works_on_a_card_as_typed(root, monkeypatch, capfd):
+    from vla_ft.weights.catalogue import find_entry
+    from vla_ft.weights.places import is_here
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    if torch.cuda.device_count() < 2:  # the second card of the guide's machine
+        monkeypatch.setattr(Shell, "variables", staticmethod(lambda name, value: (name, "0")))
+    short = ["--num_epochs=2", "--checkpoint_frequency=1", "--log_frequency=1"]
+    if not is_here(find_entry("clip-vit-b-32")):
+        short += ["--encoder.pretrained=null", "--encoder.freeze=false"]
+    typed, _ = walk(Substitutions(on_card=True), Shell(root, monkeypatch, "cuda"), short, capfd)
+    assert typed == 18
 
 
 def documented_tree_is_there(root: Path) -> None:
@@ -119,9 +146,7 @@ def documented_tree_is_there(root: Path) -> None:
     assert names == ["config.yaml", "checkpoint", "act-train-10.pth", "act-train-20.pth", "wandb"]
     run = root / "runs" / "exp1"
     assert (run / "config.yaml").is_file() and any((run / "wandb").glob("offline-run-*"))
-    assert sorted(path.name for path in (run / "checkpoint").glob("*.pth")) == [
-        f"act-train-{epoch}.pth" for epoch in (1, 2, 3, 4)
-    ]
+    assert sorted(path.name for path in (run / "checkpoint").glob("*.pth")) == ["act-train-1.pth", "act-train-2.pth"]
 
 
 def lines_have_the_documented_form(said: str) -> None:
@@ -204,27 +229,3 @@ def test_the_demo_asks_before_it_starts(root):
     path = {"PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     asked = subprocess.run(words, env=path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert asked.returncode == 2 and "--yes" in asked.stderr
-
-
-@pytest.mark.gpu
-def test_training_commands_as_typed_on_a_card(root, monkeypatch):
-    """Full size, on the card, but for paths, login and four epochs instead of thousands."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    table, shell = Substitutions(on_card=True), Shell(root, monkeypatch)
-    short = ["--num_epochs=4", "--checkpoint_frequency=1", "--log_frequency=1"]
-    from vla_ft.weights.catalogue import find_entry
-    from vla_ft.weights.places import is_here
-
-    if not is_here(find_entry("clip-vit-b-32")):
-        short += ["--encoder.pretrained=null", "--encoder.freeze=false"]
-    for block in blocks("bash"):
-        for documented in commands(block):
-            line = table.typed(documented, TINY)
-            if "CUDA_VISIBLE_DEVICES=1" in line or line.startswith("./demo"):
-                continue  # one card; and nobody answers
-            if line.startswith("watch"):
-                line = "nvidia-smi"
-            if line:
-                extra = f" {shlex.join(short)}" if "train_act.py" in line else ""
-                with contextlib.ExitStack():
-                    assert shell.run(line + extra) == 0, documented

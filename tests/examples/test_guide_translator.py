@@ -118,6 +118,14 @@ def test_other_settings_of_a_run_by_their_own_name(run_of):
         run_of("vla_ft.precison=bf16")
 
 
+def test_a_model_setting_by_its_own_name_is_also_that_of_the_network_that_is_built():
+    from policy.act import build_act_policy
+
+    with torch.device("meta"):
+        policy = build_act_policy(read_guide_config(CONFIG, ["vla_ft.model.pre_norm=true", "num_decoder_layers=1"]))
+    assert policy.model.config.pre_norm and policy.model.config.decoder_layers == 1
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

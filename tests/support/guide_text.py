@@ -42,12 +42,17 @@ class Substitutions:
 
     def __post_init__(self) -> None:
         table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
-        self.lines = [row for row in table["line"] if row.get("card") or not self.on_card]
-        self.pieces = [row for row in table["piece"] if row.get("card") or not self.on_card]
+        self.lines, self.pieces = (self._rows(table[kind]) for kind in ("line", "piece"))
         self.pieces.sort(key=lambda row: -len(str(row["documented"])))
 
-    def typed(self, command: str, tiny: Sequence[str]) -> str:
-        """What is typed for a documented command or snippet; empty when nothing is."""
+    def _rows(self, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+        if not self.on_card:
+            return rows
+        own = [{**row, "replacement": row["card_replacement"]} for row in rows if "card_replacement" in row]
+        return own + [row for row in rows if row.get("card")]
+
+    def typed(self, command: str, size: Sequence[str]) -> str:
+        """What is typed for a documented command; empty when nothing is. ``size``: ``<tiny>`` and ``<short>``."""
         for row in self.lines:
             if row["documented"] == command:
                 self.used.add(command)
@@ -57,7 +62,7 @@ class Substitutions:
             if documented in command:
                 self.used.add(documented)
                 command = command.replace(documented, str(row["replacement"]))
-        return command.replace("<tiny>", " ".join(tiny))
+        return command.replace("<tiny>", " ".join(size)).replace("<short>", " ".join(size))
 
     def stale(self) -> Iterator[str]:
         """Rows that no line of the guide needed."""

@@ -58,7 +58,7 @@ class Observer:
 
 
 class Observers:
-    """Several observers of one run. Its methods are collective, so that a mistake on one ends all."""
+    """Several observers of one run. Its methods are collective, so that a mistake on one process ends all."""
 
     def __init__(self, observers: Sequence[Observer], engine: Engine) -> None:
         self._observers, self._engine = tuple(observers), engine

@@ -179,9 +179,9 @@ def _refuse(config: GuideConfig) -> None:
 
 
 def model_settings(config: GuideConfig) -> dict[str, Any]:
-    """The ``model`` section: sizes, encoder, fusion."""
+    """The ``model`` section: sizes, encoder, fusion, and what ``vla_ft.model`` says over them."""
     shape = config.image_shape
-    return {
+    values = {
         "chunk_size": config.chunk_size,
         "observation_steps": config.temporal_context,
         "hidden_dim": config.hidden_dim,
@@ -198,6 +198,7 @@ def model_settings(config: GuideConfig) -> dict[str, Any]:
         "camera_fusion": config.encoder.fuse,
         "image_size": None if shape is None else list(shape),
     }
+    return _merged(values, config.vla_ft.get("model", {}))
 
 
 def translate(config: GuideConfig, flags: Flags) -> Translation:
