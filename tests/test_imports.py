@@ -18,13 +18,13 @@ MAY_IMPORT = {
     "nn": set(),
     "weights": set(),
     "policies": {"data", "nn", "weights"},
-    "config": {"data", "policies"},
+    "config": {"data", "policies", "weights"},
     "training": {"config", "data", "policies", "nn", "environment", "weights"},
     "planning": {"config", "data", "policies", "training", "environment"},
     "deployment": {"config", "data", "policies"},
     "reporting": set(),
     "simulation": {"data"},
-    "inspection": {"config", "data", "policies"},
+    "inspection": {"config", "data", "policies", "weights"},
 }
 
 

@@ -192,10 +192,8 @@ def _smoke(arguments: Sequence[str]) -> int:
 def _evaluate(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
-    from vla_ft.weights.datasets import local_dataset
 
-    config = from_arguments(EvaluationConfig, arguments, "vla-ft evaluate")
-    print(evaluate(dataclasses.replace(config, data=str(local_dataset(config.data)))))
+    print(evaluate(from_arguments(EvaluationConfig, arguments, "vla-ft evaluate")))
     return 0
 
 

@@ -20,11 +20,20 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Typ
 
 from vla_ft.data.augmentation import AugmentationConfig, RecipeName, find_augmentation
 from vla_ft.data.formats.base import EpisodeReader
-from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.mock import MockConfig
-from vla_ft.data.opening import MixEntry, Positive, ReadConfig, find_mix, open_mixture, open_part, resized_reader
+from vla_ft.data.opening import (
+    NOT_STANDARDIZED,
+    MixEntry,
+    Positive,
+    ReadConfig,
+    find_mix,
+    open_mixture,
+    open_part,
+    open_read,
+)
 from vla_ft.errors import UserError, nearest, unknown
 from vla_ft.policies.registry import load_policy
+from vla_ft.weights.datasets import local_dataset
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "act-mock"
@@ -89,12 +98,15 @@ class DataConfig(ReadConfig):
         return isinstance(self.mix, str) if self.drop_unlabeled is None else self.drop_unlabeled
 
     def open(self, path: str) -> EpisodeReader:
-        """The reader of all the data, of damaged episodes too (see ``on_damage``). Raises UserError."""
-        options = self.reader_options()
+        """The reader of all the data, of damaged episodes too (see ``on_damage``); ``path`` may be ``hub:...``.
+
+        Raises UserError.
+        """
+        options, place = self.reader_options(), local_dataset(path)
         if self.mix is None:
-            reader = open_dataset(path, format=self.format, cameras=self.cameras, **options)
-            return resized_reader(reader, self.image_size)
-        return open_mixture(Path(path), find_mix(self.mix), self.cameras, self.image_size, options)
+            return open_read(place, self.format, NOT_STANDARDIZED, self.cameras, self.image_size, options)
+        entries = {name: self._located(entry) for name, entry in find_mix(self.mix).items()}
+        return open_mixture(place, entries, self.cameras, self.image_size, options)
 
     def open_one(self, path: str, dataset: str | None) -> EpisodeReader:
         """A dataset at ``path`` as ``dataset`` of the mix is read; without a mix, as the only one. Raises UserError."""
@@ -105,7 +117,13 @@ class DataConfig(ReadConfig):
             dataset = next(iter(entries))
         if dataset is None or dataset not in entries:
             raise unknown("dataset", str(dataset), entries)
-        return open_part(Path(path), dataset, entries[dataset], self.cameras, self.image_size, self.reader_options())
+        place, entry = local_dataset(path), entries[dataset]
+        return open_part(place, dataset, entry, self.cameras, self.image_size, self.reader_options())
+
+    @staticmethod
+    def _located(entry: MixEntry) -> MixEntry:
+        """The entry with the folder that a name of a hub stands for."""
+        return entry if entry.path is None else dataclasses.replace(entry, path=str(local_dataset(entry.path)))
 
 
 @dataclass(frozen=True, kw_only=True)

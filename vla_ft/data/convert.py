@@ -19,9 +19,10 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from vla_ft.data.formats.base import DatasetWriter, EpisodeReader
-from vla_ft.data.formats.registry import find_writer, open_dataset, open_writer
+from vla_ft.data.formats.damage import damage_sentence
+from vla_ft.data.formats.registry import find_writer, open_writer
 from vla_ft.data.formats.writing import Step, explained, sync_folder, write_json
-from vla_ft.data.opening import ReadConfig, resized_reader
+from vla_ft.data.opening import NOT_STANDARDIZED, ReadConfig, open_read
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
 from vla_ft.errors import UserError
 
@@ -46,8 +47,24 @@ class ConvertConfig(ReadConfig):
     images: str | None = None
     """How pictures are stored; null takes the format's usual way."""
     from_format: str = "auto"
+    standardize: str = NOT_STANDARDIZED
+    """A published dataset's name: write what its raw RLDS columns mean instead of what they are."""
     on_damage: Literal["error", "skip"] = "error"
     """An episode that cannot be read ends the conversion, or is left out and counted."""
+
+    def reader_options(self) -> dict[str, Any]:
+        """The reader's own options; under ``skip`` damaged episodes are told when they are read, not at opening.
+
+        Raises UserError for options that a standardisation decides.
+        """
+        options = super().reader_options()
+        decided = [key for key in ("action", "proprio", "action_kind", "action_mode") if key in options]
+        if decided and self.standardize != NOT_STANDARDIZED:
+            raise UserError(
+                f"standardize={self.standardize} decides what {decided[0]} is; {decided[0]}={options[decided[0]]} was "
+                "given too. Leave one of them out."
+            )
+        return options | ({"tolerant": True} if self.on_damage == "skip" else {})
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides what is written, but the places."""
@@ -77,8 +94,8 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Conver
     """
     kind, _ = find_writer(config.format)
     source, target = Path(config.source), Path(config.target)
-    reader = resized_reader(
-        open_dataset(source, config.from_format, config.cameras, **config.reader_options()), config.image_size
+    reader = open_read(
+        source, config.from_format, config.standardize, config.cameras, config.image_size, config.reader_options()
     )
     _refuse_inside(source, target)
     about = {"from": reader.description.name, "files": _files(reader), **config.settings()}
@@ -92,6 +109,8 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Conver
             say(f"not kept: {line}")
         journal = _Journal(target, about | {"times": _times(reader)}, begun=bool(writer.done))
         _write_episodes(reader, writer, journal, config.on_damage == "skip", say)
+        if not writer.done:
+            raise UserError(_nothing_left(source, journal.skipped))
         writer.finish()
         episodes = writer.done
     finally:
@@ -126,12 +145,10 @@ def steps_of(reader: EpisodeReader, episode: int) -> Iterator[Step]:
     block = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, pixels)))
     length = int(reader.lengths[episode])
     if not length:
+        _read(reader, episode, np.arange(0), keys)  # a damaged one counts no steps, and says why when it is read
         raise DamagedEpisode(f"{reader.name_of(episode)} has no steps.")
     for begin in range(0, length, block):
-        try:
-            values = reader.read(episode, np.arange(begin, min(length, begin + block)), keys)
-        except UserError as error:
-            raise DamagedEpisode(str(error)) from error
+        values = _read(reader, episode, np.arange(begin, min(length, begin + block)), keys)
         for key in ("action", "proprio"):
             wrong = ~np.isfinite(values[key]).all(axis=1)
             if wrong.any():
@@ -143,6 +160,14 @@ def steps_of(reader: EpisodeReader, episode: int) -> Iterator[Step]:
         for place in range(len(values["action"])):
             yield {key: values[key][place] for key in keys}
         del values  # before the next block is read: one at a time
+
+
+def _read(reader: EpisodeReader, episode: int, steps: np.ndarray, keys: list[str]) -> dict[str, np.ndarray]:
+    """Raises DamagedEpisode; UserError when the machine fails, not the data: no episode is left out for that."""
+    try:
+        return reader.read(episode, steps, keys)
+    except UserError as error:
+        raise DamagedEpisode(damage_sentence(error)) from error
 
 
 def _write_episodes(
@@ -179,7 +204,7 @@ def _instruction(reader: EpisodeReader, episode: int) -> tuple[str, bool]:
         first = reader.instruction(episode)
         return first, any(reader.instruction_at(episode, step) != first for step in range(int(reader.lengths[episode])))
     except UserError as error:
-        raise DamagedEpisode(str(error)) from error
+        raise DamagedEpisode(damage_sentence(error)) from error
 
 
 class _Journal:
@@ -279,6 +304,11 @@ def _digest(rows: Iterator[tuple[str, int | None]]) -> str:
     for row in rows:
         digest.update(repr(row).encode())
     return digest.hexdigest()
+
+
+def _nothing_left(source: Path, skipped: dict[str, str]) -> str:
+    first = f" The first: {next(iter(skipped.values()))}" if skipped else ""
+    return f"{source} has no episode to convert: {len(skipped)} of {len(skipped)} are damaged.{first}"
 
 
 def _summary(episodes: int, skipped: dict[str, str], target: Path) -> str:

@@ -19,6 +19,8 @@ from vla_ft.data.standardize.reader import StandardizedReader
 from vla_ft.data.wrapping import NamedReader, ResizedReader
 from vla_ft.errors import UserError, unknown
 
+NOT_STANDARDIZED = "none"
+"""Columns as the reader gives them."""
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -68,7 +70,7 @@ class MixEntry:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     path: str | None = None
-    """Where it lies, absolute or below ``data.path``; null takes its name in the mix."""
+    """Its place: absolute, below ``data.path``, or ``hub:owner/name[@revision]``; null takes its name in the mix."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Multiplies its number of steps: one of weight 2 is seen twice where one of weight 1 is seen once."""
     standardize: str | None = None
@@ -120,19 +122,32 @@ def open_part(
     options: Mapping[str, Any],
 ) -> EpisodeReader:
     """One dataset of a mix at ``path``, in standard form where it has one. Raises UserError."""
-    wanted = entry.standardize or (name if name in STANDARDIZATIONS else "none")
-    if wanted == "none":
-        reader = open_dataset(path, format=entry.format, cameras=cameras, **options)
-    else:
-        standardization = find_standardization(wanted)
-        form = "rlds" if entry.format == "auto" else entry.format
-        # The raw columns are all that is read, so the reader needs no idea of which are the action.
-        given = {"fps": standardization.fps, "action": (), "proprio": (), **options}
-        standardized = StandardizedReader(open_dataset(path, format=form, **given), standardization, cameras)
-        rate = float(options.get("fps", standardization.fps))
-        standardized.description = dataclasses.replace(standardized.description, fps=rate)
-        reader = standardized
-    return NamedReader(resized_reader(reader, image_size), name)
+    wanted = entry.standardize or (name if name in STANDARDIZATIONS else NOT_STANDARDIZED)
+    reader = open_read(path, entry.format, wanted, cameras, image_size, options)
+    return NamedReader(reader, name)
+
+
+def open_read(
+    path: Path,
+    format: str,
+    standardize: str,
+    cameras: Sequence[str] | None,
+    image_size: tuple[int, int] | None,
+    options: Mapping[str, Any],
+) -> EpisodeReader:
+    """The dataset at ``path``, standardised as ``standardize`` says (``none``: as it is stored), resized.
+
+    Raises UserError for a standardisation that is unknown or does not fit, and as ``open_dataset`` does.
+    """
+    if standardize == NOT_STANDARDIZED:
+        return resized_reader(open_dataset(path, format=format, cameras=cameras, **options), image_size)
+    wanted = find_standardization(standardize)
+    # The raw columns are all that is read, so the reader needs no idea of which are the action.
+    given = {"fps": wanted.fps, **options, "action": (), "proprio": ()}
+    raw = open_dataset(path, format="rlds" if format == "auto" else format, **given)
+    reader = StandardizedReader(raw, wanted, cameras, str(options.get("instruction", "")))
+    reader.description = dataclasses.replace(reader.description, fps=float(given["fps"]))
+    return resized_reader(reader, image_size)
 
 
 def resized_reader(reader: EpisodeReader, size: tuple[int, int] | None) -> EpisodeReader:

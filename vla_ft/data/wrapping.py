@@ -85,7 +85,8 @@ class ResizedReader(WrappedReader):
         values = dict(self.inner.read(episode, steps, keys))
         for key in values:
             if key.startswith(IMAGE_PREFIX) and values[key].shape[1:3] != self.size:
-                values[key] = np.stack([resized(image, self.size) for image in values[key]])
+                frames = [resized(image, self.size) for image in values[key]]
+                values[key] = np.stack(frames) if frames else np.empty((0, *self.size, 3), np.uint8)
         return values
 
     def reading(self) -> dict[str, str]:

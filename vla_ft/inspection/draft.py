@@ -26,6 +26,7 @@ from vla_ft.errors import UserError
 from vla_ft.inspection.recipe_text import recipe_text
 from vla_ft.inspection.unknowns import unknowns
 from vla_ft.policies.registry import load_policy
+from vla_ft.weights.datasets import PREFIX, dataset_entry
 
 _STEPS = 20_000
 """Steps of a policy that has no published recipe here."""
@@ -82,6 +83,8 @@ def draft(config: DraftConfig) -> Draft:
 
 def _output(config: DraftConfig, reader: EpisodeReader) -> Path:
     name = Path(config.data.path).resolve().name if isinstance(reader, MixtureReader) else reader.description.name
+    if config.data.path.startswith(PREFIX):  # not the name of the folder that it was fetched to
+        name = dataset_entry(config.data.path).name.partition("@")[0].rpartition("/")[2]
     output = Path(config.output or f"{name}-{config.policy}.yaml")
     if output.suffix not in (".yaml", ".yml"):
         raise UserError(f"output={output} is no name of a recipe. Expected one that ends in .yaml.")

@@ -153,7 +153,7 @@ class AlohaHdf5Reader(EpisodeReader):
         return {"jpeg_channels": self.jpeg_channels} if self._encoded else {}
 
     def unread(self) -> list[str]:
-        """See ``EpisodeReader.unread``; of the first file."""
+        """See ``EpisodeReader.unread``; of the first sound file."""
         found: list[str] = []
         read = {*COLUMNS.values(), *(f"{IMAGES}/{camera}" for camera in self.description.cameras)}
 
@@ -165,7 +165,7 @@ class AlohaHdf5Reader(EpisodeReader):
             elif name in COLUMNS.values() and not np.can_cast(member.dtype, np.float32):
                 found.append(f"{name} beyond float32 (it is {member.dtype})")
 
-        with open_hdf5(self.paths[0]) as file:
+        with open_hdf5(self._first) as file:
             file.visititems(look)
         return found
 

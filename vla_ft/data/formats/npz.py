@@ -135,16 +135,25 @@ class NpzReader(EpisodeReader):
         return {}
 
     def unread(self) -> list[str]:
-        """See ``EpisodeReader.unread``; of the first episode."""
+        """See ``EpisodeReader.unread``; of the first episode whose members can be listed."""
         cameras = [IMAGE_PREFIX + camera for camera in self.description.cameras]
         read = {*_COLUMNS, "instruction", *(name + end for name in cameras for end in ("", DATA, OFFSETS))}
-        try:
-            found = self._members(0) if len(self.lengths) else {}
-        except NpzError as error:
-            raise self._wrong(0, "its members", error) from error
+        found = self._first_members()
         wide = [n for n in _COLUMNS if n in found and not np.can_cast(found[n].dtype, np.float32)]
         beyond = [f"{name} beyond float32 (it is {found[name].dtype})" for name in wide]
         return [*(name for name in found if name not in read), *beyond]
+
+    def _first_members(self) -> dict[str, Member]:
+        """Raises UserError when no episode's can be listed."""
+        first: UserError | None = None
+        for episode in range(len(self.lengths)):
+            try:
+                return self._members(episode)
+            except (NpzError, OSError) as error:
+                first = first or self._wrong(episode, "its members", error)
+        if first is not None:
+            raise first
+        return {}
 
     def name_of(self, episode: int) -> str:
         """The episode's file name."""

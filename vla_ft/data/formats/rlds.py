@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from vla_ft.data.formats.descriptions import load_described
 from vla_ft.data.formats.rlds_index import open_index
 from vla_ft.data.formats.rlds_mapping import SIDECAR, check_written, choose_cameras, dimension_names
 from vla_ft.data.formats.rlds_rates import known_rate
+from vla_ft.data.formats.rlds_records import RecordStore
 from vla_ft.data.formats.rlds_values import decode_image, image_size, values
-from vla_ft.data.formats.tf_example import Feature, WireError, parse_example
+from vla_ft.data.formats.tf_example import Feature, WireError
 from vla_ft.data.formats.tfds_features import FeatureSpec, read_features
 from vla_ft.data.formats.tfds_folder import FEATURES, open_folder
 from vla_ft.data.sample import IMAGE_PREFIX, ActionKind, ActionMode, DatasetDescription
@@ -37,7 +38,8 @@ class RldsReader(EpisodeReader):
     """Random access to the episodes of one or more splits. ``features`` lists every leaf by name (without ``steps/``).
 
     The first opening reads all shards once and keeps an index (``rlds_index``); later ones read that alone. A sample
-    costs one read of its episode's record, whose checksum is checked, and decoding the images that were asked for.
+    reads and decodes what was asked for; records are checked whole as often as a streaming loader does
+    (``rlds_records``).
     Cameras are the 8-bit colour images of an observation: ``image_top`` and ``top_image`` are camera ``top``,
     ``image`` is ``primary``, others keep their name.
     """
@@ -74,7 +76,8 @@ class RldsReader(EpisodeReader):
         self._index = open_index(self.folder, split, self.features, tolerant)
         self.lengths = self._index.steps
         self._default_instruction = instruction
-        self._last: tuple[int, dict[str, Feature]] | None = None
+        self._records = RecordStore(self._index)
+        self._last: tuple[int, Mapping[str, Feature]] | None = None
         sidecar = self.folder.path / SIDECAR
         written = load_described(sidecar)[1] if sidecar.is_file() else None
         if written is not None:
@@ -166,12 +169,11 @@ class RldsReader(EpisodeReader):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}
 
-    def _record(self, episode: int) -> dict[str, Feature]:
-        """The parsed record. The last one is kept: a sample asks twice for its episode."""
+    def _record(self, episode: int) -> Mapping[str, Feature]:
+        """The lists of a record. The last one is kept: a sample asks more than once for its episode."""
         if self._last is None or self._last[0] != episode:
-            payload = self._index.payload(episode)
             try:
-                self._last = (episode, parse_example(payload))
+                self._last = (episode, self._records.get(episode))
             except WireError as error:
                 raise self._wrong(episode, "", error) from error
         return self._last[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,9 @@ from vla_ft.data.formats.tfds_features import FeatureSpec
 _LENGTHS, _FLAT = "/ragged_row_lengths_0", "/ragged_flat_values"
 
 
-def values(features: dict[str, Feature], spec: FeatureSpec, length: int, steps: np.ndarray | None = None) -> np.ndarray:
+def values(
+    features: Mapping[str, Feature], spec: FeatureSpec, length: int, steps: np.ndarray | None = None
+) -> np.ndarray:
     """A leaf of an episode of ``length`` steps, at ``steps`` (all by default); time first where it has a value a step.
 
     Numbers come in the dtype that ``features.json`` declares, text as an object array of str, images as an object array
@@ -50,7 +53,7 @@ def image_size(encoded: bytes) -> tuple[int, int]:
         raise WireError(f"{len(encoded)} bytes that are no JPEG or PNG ({error})") from error
 
 
-def _feature(features: dict[str, Feature], key: str) -> Feature:
+def _feature(features: Mapping[str, Feature], key: str) -> Feature:
     if key not in features:
         raise WireError("the record does not hold it")
     return features[key]
@@ -87,7 +90,7 @@ def _strings(feature: Feature, spec: FeatureSpec, length: int, steps: np.ndarray
         np.arange(len(spans)), ((length,) if spec.per_step else ()) + tuple(-1 if n is None else n for n in shape)
     )
     rows = rows if steps is None or not spec.per_step else rows[steps]
-    chosen = feature.bytes_at(rows.reshape(-1))
+    chosen = feature.at([spans[row] for row in rows.reshape(-1)])
     if spec.kind == "number":
         inner = tuple(-1 if n is None else n for n in spec.shape)
         arrays = [_reshape(_unpack(one, spec), inner) for one in chosen]
@@ -112,7 +115,7 @@ def _unpack(encoded: bytes, spec: FeatureSpec) -> np.ndarray:
     return np.frombuffer(encoded, dtype=dtype).astype(spec.dtype, copy=False)
 
 
-def _ragged(features: dict[str, Feature], spec: FeatureSpec, length: int) -> np.ndarray:
+def _ragged(features: Mapping[str, Feature], spec: FeatureSpec, length: int) -> np.ndarray:
     """Lists of differing lengths, one a step. TFDS stores them end to end, with their lengths beside."""
     if spec.kind != "number" or None in spec.shape or spec.encoding != "none" or spec.key + _LENGTHS not in features:
         raise WireError(f"lists of {spec.kind_name} inside a step cannot be read")

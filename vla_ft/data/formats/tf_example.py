@@ -22,6 +22,7 @@ Kind = Literal["bytes", "float", "int64", "empty"]
 _KINDS: dict[int, Kind] = {1: "bytes", 2: "float", 3: "int64"}
 _LENGTH_DELIMITED = 2
 _FIELD_1 = 0x0A  # field 1, length-delimited: what nearly every tag here is
+_LONG = 256  # bytes of a list from which looking at it as an array pays
 
 
 class WireError(ValueError):
@@ -41,7 +42,9 @@ class Feature:
         """Begin and end of every value of a bytes list, into ``buffer``."""
         self._expect("bytes")
         buffer, position, end = self.buffer, self.start, self.end
-        spans: list[tuple[int, int]] = []
+        spans = _equal_spans(buffer, position, end)
+        if spans:
+            return spans
         while position < end:
             if buffer[position] != _FIELD_1 or position + 1 == end:
                 raise WireError(f"tag {buffer[position]} at byte {position} of a bytes list, expected {_FIELD_1}")
@@ -58,8 +61,11 @@ class Feature:
     def bytes_at(self, places: Sequence[int] | np.ndarray | None = None) -> list[bytes]:
         """Values of a bytes list: all, or those at ``places``."""
         spans = self.spans()
-        chosen = spans if places is None else [spans[place] for place in places]
-        return [bytes(self.buffer[a:b]) for a, b in chosen]
+        return self.at(spans if places is None else [spans[place] for place in places])
+
+    def at(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes at some of ``spans()``."""
+        return [bytes(self.buffer[a:b]) for a, b in spans]
 
     def floats(self) -> np.ndarray:
         """Values of a float list, float32 [n]; a view where they lie in one piece."""
@@ -190,6 +196,19 @@ def _field(record: bytes | memoryview, position: int, end: int) -> tuple[int, in
     if begin + size > end:
         raise WireError(f"a field of {size} bytes at byte {begin} reaches beyond byte {end}")
     return tag >> 3, begin, begin + size
+
+
+def _equal_spans(buffer: bytes | memoryview, start: int, end: int) -> list[tuple[int, int]]:
+    """Spans of a list whose values have one length below 128, as an instruction at every step; else nothing."""
+    if end - start < _LONG or buffer[start] != _FIELD_1 or not 0 < buffer[start + 1] < 0x80:
+        return []
+    stride = 2 + buffer[start + 1]
+    if (end - start) % stride:
+        return []
+    heads = np.frombuffer(buffer, np.uint8, end - start, start).reshape(-1, stride)[:, :2]
+    if not (heads == heads[0]).all():
+        return []
+    return [(begin, begin + stride - 2) for begin in range(start + 2, end, stride)]
 
 
 def _varint(buffer: bytes | memoryview, position: int, end: int) -> tuple[int, int]:

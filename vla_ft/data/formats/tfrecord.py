@@ -45,15 +45,24 @@ def masked_crc(data: bytes | np.ndarray) -> int:
 def read_payload(path: Path, record: Record, number: int | None = None) -> bytes:
     """The payload of a record, its sum checked. Raises UserError naming the file and the record."""
     with _open(path) as file:
-        payload = os.pread(file.fileno(), record.size, record.offset)
-        while len(payload) < record.size:  # the kernel cuts reads above 2 GiB
-            more = os.pread(file.fileno(), record.size - len(payload), record.offset + len(payload))
-            if not more:
-                raise _damaged(path, number, f"the file ends {record.size - len(payload)} bytes too early")
-            payload += more
+        try:
+            payload = read_exactly(file.fileno(), record.offset, record.size)
+        except EOFError as error:
+            raise damaged_record(path, number, f"the file ends {error} bytes too early") from error
     if masked_crc(payload) != record.crc:
-        raise _damaged(path, number, f"the checksum of its {record.size} bytes is not the stored one")
+        raise damaged_record(path, number, f"the checksum of its {record.size} bytes is not the stored one")
     return payload
+
+
+def read_exactly(descriptor: int, begin: int, size: int) -> bytes:
+    """``size`` bytes of a file from ``begin``. Raises EOFError, with the number of missing bytes, at its end."""
+    found = os.pread(descriptor, size, begin)
+    while len(found) < size:  # the kernel cuts reads above 2 GiB
+        more = os.pread(descriptor, size - len(found), begin + len(found))
+        if not more:
+            raise EOFError(size - len(found))
+        found += more
+    return found
 
 
 def scan(
@@ -90,10 +99,10 @@ def scan(
             if not payloads or masked_crc(payload) == crc:
                 yield Record(offset, length, crc), payload.data
             elif damaged is None:
-                raise _damaged(path, number, f"the checksum of its {length} bytes is not the stored one")
+                raise damaged_record(path, number, f"the checksum of its {length} bytes is not the stored one")
             else:
                 damaged[number] = str(
-                    _damaged(path, number, f"the checksum of its {length} bytes is not the stored one")
+                    damaged_record(path, number, f"the checksum of its {length} bytes is not the stored one")
                 )
             offset += length + FOOTER
             number += 1
@@ -115,12 +124,12 @@ def sound_length(path: Path) -> tuple[int, int]:
 
 def _length(path: Path, number: int, header: bytes, left: int) -> int:
     if len(header) < HEADER:
-        raise _damaged(path, number, f"{left} bytes are left where a record begins, expected at least {HEADER}")
+        raise damaged_record(path, number, f"{left} bytes are left where a record begins, expected at least {HEADER}")
     length, crc = struct.unpack("<QI", header)
     if masked_crc(header[:8]) != crc:
-        raise _damaged(path, number, "the checksum of its length is not the stored one")
+        raise damaged_record(path, number, "the checksum of its length is not the stored one")
     if length > left - HEADER - FOOTER:
-        raise _damaged(path, number, f"it claims {length} bytes and {left - HEADER - FOOTER} are left")
+        raise damaged_record(path, number, f"it claims {length} bytes and {left - HEADER - FOOTER} are left")
     return length
 
 
@@ -142,7 +151,8 @@ def _crc32c() -> Callable[[bytes | np.ndarray], int]:
     return google_crc32c.value  # type: ignore[no-any-return]
 
 
-def _damaged(path: Path, number: int | None, what: str) -> UserError:
+def damaged_record(path: Path, number: int | None, what: str) -> UserError:
+    """The error for a record that is not what was written."""
     where = "a record" if number is None else f"record {number}"
     return UserError(f"{path}: {where} is damaged: {what}. Copy the file again from where it came.")
 
@@ -167,5 +177,5 @@ def _fill(path: Path, number: int, descriptor: int, target: np.ndarray, offset: 
     while done < len(target):
         count = os.preadv(descriptor, [target[done:].data], offset + done)
         if not count:
-            raise _damaged(path, number, f"the file ends {len(target) - done} bytes too early")
+            raise damaged_record(path, number, f"the file ends {len(target) - done} bytes too early")
         done += count

@@ -15,6 +15,9 @@ from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
 from vla_ft.data.standardize.base import ACTION_NAMES, ACTION_UNITS, GRIPPER, Columns, Standardization
 from vla_ft.errors import UserError, nearest
 
+_CHANGE_NOTHING = ("custom_finetuning",)
+"""Standardisations that read the standard form itself."""
+
 
 class RawReader(Protocol):
     """What a reader must offer beyond ``EpisodeReader`` to be standardised (the RLDS reader does)."""
@@ -42,12 +45,19 @@ class StandardizedReader(EpisodeReader):
     decoded for the asked steps alone. The last episode's numbers are kept, for the chunk that follows an observation.
     """
 
-    def __init__(self, inner: EpisodeReader, standardization: Standardization, roles: Sequence[str] | None = None):
-        if not hasattr(inner, "raw"):
-            raise UserError(
-                f"Standardisation '{standardization.name}' works on the raw columns of an RLDS dataset; "
-                f"'{inner.description.name}' is in a format without them. Leave its standardize out."
-            )
+    def __init__(
+        self,
+        inner: EpisodeReader,
+        standardization: Standardization,
+        roles: Sequence[str] | None = None,
+        instruction: str = "",
+    ) -> None:
+        """``roles``: which cameras, all by default. ``instruction``: of episodes that carry none.
+
+        Raises UserError for a dataset without raw columns, or in standard form already, and for cameras it lacks.
+        """
+        _refuse(inner, standardization)
+        self._default_instruction = instruction
         self.inner, self.standardization = inner, standardization
         self.cameras = _cameras(inner, standardization, roles)
         self.lengths = np.maximum(
@@ -90,6 +100,12 @@ class StandardizedReader(EpisodeReader):
         about = f"{self.standardization.name} {self.standardization.version} {self.cameras}"
         return {**self.inner.reading(), "standardize": about}  # type: ignore[attr-defined]
 
+    def unread(self) -> list[str]:
+        """See ``EpisodeReader.unread``: raw columns that the standardisation does not use, cameras without a role."""
+        used = (*self.standardization.columns, self.standardization.instruction)
+        left = [name for name in self.inner.description.cameras if name not in self.cameras.values()]
+        return [name for name in self.inner.unread() if name not in used] + [IMAGE_PREFIX + name for name in left]
+
     def name_of(self, episode: int) -> str:
         """See ``EpisodeReader.name_of``."""
         return self.inner.name_of(episode)
@@ -102,7 +118,8 @@ class StandardizedReader(EpisodeReader):
         if self._kept is None or self._kept.episode != episode:
             wanted = self.standardization
             raw = self.inner.raw(episode, (*wanted.columns, wanted.instruction))  # type: ignore[attr-defined]
-            text = next((found for step in raw[wanted.instruction] if (found := _text(step))), "")
+            texts = map(_text, raw[wanted.instruction])
+            text = next((found for found in texts if found), self._default_instruction)
             self._kept = _Kept(episode, self._standardize(episode, raw), text)
         return self._kept
 
@@ -121,6 +138,14 @@ class StandardizedReader(EpisodeReader):
                     "one: choose another standardize for it."
                 )
         return {"action": action, "proprio": proprio}
+
+
+def _refuse(inner: EpisodeReader, wanted: Standardization) -> None:
+    about = f"Standardisation '{wanted.name}' works on the raw columns of an RLDS dataset; '{inner.description.name}'"
+    if not hasattr(inner, "raw"):
+        raise UserError(f"{about} is in a format without them. Leave its standardize out.")
+    if inner.description.gripper == GRIPPER and wanted.name not in _CHANGE_NOTHING:  # twice would turn grippers back
+        raise UserError(f"{about} is standardised already. Read it as it is stored, with standardize=none.")
 
 
 def _cameras(inner: EpisodeReader, wanted: Standardization, roles: Sequence[str] | None) -> dict[str, str]:
