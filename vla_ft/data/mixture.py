@@ -167,10 +167,11 @@ def epoch_quotas(steps: Sequence[int], weights: Sequence[float]) -> list[int]:
     exact = np.asarray(steps, dtype=np.float64) * factors / unit
     total = max(len(steps), int(exact.sum() + 1e-6))
     quotas = np.maximum(1, np.floor(exact + 1e-6)).astype(np.int64)
-    # What rounding down has left goes to the largest remainders; what a raised quota took, the largest gives.
+    # What rounding down has left goes to the largest remainders; what raised quotas took, the largest give, one by one.
     for place in np.argsort(np.floor(exact + 1e-6) - exact, kind="stable")[: max(0, total - int(quotas.sum()))]:
         quotas[place] += 1
-    quotas[int(np.argmax(quotas))] -= max(0, int(quotas.sum()) - total)
+    for _ in range(int(quotas.sum()) - total):
+        quotas[int(np.argmax(quotas))] -= 1
     return [int(q) for q in quotas]
 
 
