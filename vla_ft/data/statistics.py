@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +172,25 @@ def cached_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarra
             with contextlib.suppress(UserError):
                 kept = DatasetStatistics.load(place)
                 if kept.source_hash == wanted:
-                    if place != path:
-                        kept.save(path)
-                    return kept
+                    named = _renamed(kept, reader)
+                    if place != path or named is not kept:
+                        named.save(path)
+                    return named
     statistics = compute_statistics(reader, episodes)
     statistics.save(path)
     with contextlib.suppress(OSError, UserError):
         shared.parent.mkdir(parents=True, exist_ok=True)
         statistics.save(shared)
     return statistics
+
+
+def _renamed(kept: DatasetStatistics, reader: EpisodeReader) -> DatasetStatistics:
+    """The names as the dataset gives them now: they are no part of the numbers that a cache goes by."""
+    names = {"action": reader.description.action_names, "proprio": reader.description.proprio_names}
+    if all(kept.features[key].names == names[key] for key in FEATURES):
+        return kept
+    features = {key: replace(kept.features[key], names=names[key]) for key in FEATURES}
+    return replace(kept, features=features)
 
 
 def source_hash(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray) -> str:
