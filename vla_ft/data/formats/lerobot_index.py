@@ -141,7 +141,6 @@ def open_index(plan: IndexPlan, cache: Path | None = None) -> LeRobotIndex:
     folder = parent / "lerobot" / f"{place}-{plan.identity()[:24]}"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         return _load(folder, plan)
-    shutil.rmtree(folder, ignore_errors=True)  # what is there cannot be loaded
     unfinished = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -150,8 +149,7 @@ def open_index(plan: IndexPlan, cache: Path | None = None) -> LeRobotIndex:
         if space < 2 * sum(np.dtype(kind).itemsize * int(np.prod(shape)) for shape, kind in _shapes(plan).values()):
             raise OSError("too little space for an index")
         index = _build(plan, unfinished)
-        _publish(unfinished, folder)
-        return LeRobotIndex(folder, {}, index.damage, index.fingerprint)
+        return _publish(unfinished, folder, plan) or LeRobotIndex(folder, {}, index.damage, index.fingerprint)
     except OSError:
         return _build(plan, None)
     finally:
@@ -170,16 +168,23 @@ def _load(folder: Path, plan: IndexPlan) -> LeRobotIndex:
     return index
 
 
-def _publish(unfinished: Path, folder: Path) -> None:
-    """Rename into place; an index of the same files that another process made meanwhile is as good."""
+def _publish(unfinished: Path, folder: Path, plan: IndexPlan) -> LeRobotIndex | None:
+    """Rename into place; what is there already and can be loaded stays, and is returned: others may be reading it."""
     try:
         os.rename(unfinished, folder)
     except OSError:
-        if not (folder / _BOOK).is_file():
-            raise
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            return _load(folder, plan)
+        aside = Path(tempfile.mkdtemp(prefix=f"{unfinished.name}-", dir=folder.parent))
+        try:
+            os.rename(folder, aside / folder.name)
+            os.rename(unfinished, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     for other in folder.parent.glob(f"{folder.name.split('-')[0]}-*"):
         if other != folder:  # of the same choice from the same dataset, as it was before
             shutil.rmtree(other, ignore_errors=True)
+    return None
 
 
 def _shapes(plan: IndexPlan) -> dict[str, tuple[tuple[int, ...], type]]:

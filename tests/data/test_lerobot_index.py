@@ -1,0 +1,71 @@
+"""LeRobot's index between processes: what one has published, another neither removes nor makes unreadable."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lerobot_sets import write_set
+
+from vla_ft.data.formats import lerobot_index
+from vla_ft.data.formats.lerobot import LeRobotReader
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lerobot") / "set"
+    write_set(folder, "v3.0", "image")
+    return folder
+
+
+def test_what_another_process_has_published_stays(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two begin at once: one is done and its workers read, the other has only seen that nothing is there."""
+    load, build, others = lerobot_index._load, lerobot_index._build, []
+
+    def late(*arguments: object) -> object:
+        monkeypatch.setattr(lerobot_index, "_load", load)
+        try:
+            return load(*arguments)
+        except OSError:
+            others.append(LeRobotReader(dataset, cache=tmp_path))
+            raise
+
+    def building(*arguments: object) -> object:
+        for other in others:
+            worker = pickle.loads(pickle.dumps(other))
+            assert worker.read(0, np.arange(2), ["action"])["action"].shape == (2, 6)
+        return build(*arguments)
+
+    monkeypatch.setattr(lerobot_index, "_load", late)
+    monkeypatch.setattr(lerobot_index, "_build", building)
+    reader = LeRobotReader(dataset, cache=tmp_path)
+    assert len(others) == 1
+    assert reader.index.folder == others[0].index.folder
+    assert [path.name for path in (tmp_path / "lerobot").iterdir()] == [reader.index.folder.name]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.EMFILE])
+def test_a_passing_fault_removes_no_index(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    first = LeRobotReader(dataset, cache=tmp_path)
+    folder = first.index.folder
+    assert folder is not None
+    (folder / "mark").touch()
+    read_text = Path.read_text
+
+    def failing(path: Path, *rest: object) -> str:
+        if path.name == "index.json":
+            monkeypatch.setattr(Path, "read_text", read_text)
+            raise OSError(fault, "for a moment")
+        return read_text(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "read_text", failing)
+    again = LeRobotReader(dataset, cache=tmp_path)
+    assert again.fingerprint() == first.fingerprint()
+    assert (folder / "mark").exists(), "the good index was replaced"
