@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import h5py
@@ -80,3 +81,24 @@ def test_check_says_where_and_how_bad(tmp_path, capsys):
 def test_mistakes_are_sentences(capsys, words, sentence):
     assert main(words) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_findings_are_said_before_they_are_written(tmp_path, capsys, monkeypatch):
+    path = write_set(tmp_path / "set", "npz")
+    break_episode(path, "npz", 2)
+    report = tmp_path / "report.json"
+    report.write_text("{}")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        assert main(["data", "check", str(path), f"output={report}", "workers=0"]) == 2
+    said = capsys.readouterr()
+    assert "episode_000002.npz" in said.out
+    assert f"Cannot write {report}: " in said.err and "No space left" in said.err
+    assert report.read_text() == "{}", "what was there is whole"
+    assert [p.name for p in tmp_path.iterdir() if "unfinished" in p.name] == []
+    assert main(["data", "check", str(path), f"output={tmp_path}", "workers=0"]) == 2
+    assert "is a folder" in capsys.readouterr().err

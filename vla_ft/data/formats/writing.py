@@ -131,11 +131,15 @@ def settle(path: Path, settings: dict[str, Any]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that a reader sees whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with unfinished.open("w") as file:
+            json.dump(content, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
