@@ -108,7 +108,7 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Conver
         for line in lost:
             say(f"not kept: {line}")
         journal = _Journal(target, about | {"times": _times(reader)}, begun=bool(writer.done))
-        _write_episodes(reader, writer, journal, config.on_damage == "skip", say)
+        lost += _write_episodes(reader, writer, journal, config.on_damage == "skip", say)
         if not writer.done:
             raise UserError(_nothing_left(source, journal.skipped))
         writer.finish()
@@ -172,12 +172,15 @@ def _read(reader: EpisodeReader, episode: int, steps: np.ndarray, keys: list[str
 
 def _write_episodes(
     reader: EpisodeReader, writer: DatasetWriter, journal: _Journal, skips: bool, say: Callable[[str], None]
-) -> None:
+) -> list[str]:
+    """Write what is not there yet. Returns what only the way through all episodes shows to be lost."""
     number = len(reader.lengths)
-    left = [episode for episode in range(number) if str(episode) not in journal.skipped][writer.done :]
+    sound = [episode for episode in range(number) if str(episode) not in journal.skipped]
+    there, left = sound[: writer.done], sound[writer.done :]
     if writer.done or journal.skipped:
         say(f"going on behind {number - len(left)} of {number} episodes")
-    last, changing = time.monotonic(), 0
+    last = time.monotonic()
+    changing = sum(_instruction(reader, episode)[1] for episode in there)
     for episode in left:
         try:
             instruction, changes = _instruction(reader, episode)
@@ -194,8 +197,11 @@ def _write_episodes(
         if time.monotonic() - last > _SAY_EVERY:
             say(f"{writer.done} of {number} episodes")
             last = time.monotonic()
-    if changing:
-        say(f"not kept: {changing} episodes change their instruction on the way, and have their first one throughout")
+    if not changing:
+        return []
+    line = f"{changing} episodes change their instruction on the way, and have their first one throughout"
+    say(f"not kept: {line}")
+    return [line]
 
 
 def _instruction(reader: EpisodeReader, episode: int) -> tuple[str, bool]:

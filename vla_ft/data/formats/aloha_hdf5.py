@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import numpy as np
-from PIL import Image
 
 from vla_ft.data.formats.aloha_layout import (
     COLUMNS,
@@ -23,8 +21,10 @@ from vla_ft.data.formats.aloha_layout import (
     list_episodes,
     sound_headers,
 )
-from vla_ft.data.formats.base import EpisodeReader
-from vla_ft.data.formats.hdf5_files import OpenFiles, open_hdf5
+from vla_ft.data.formats.base import EpisodeReader, beyond_float32
+from vla_ft.data.formats.hdf5_files import HDF5_DAMAGE, OpenFiles, open_hdf5
+from vla_ft.data.formats.rlds_values import decode_image, image_size
+from vla_ft.data.formats.tf_example import WireError
 from vla_ft.data.sample import IMAGE_PREFIX, ActionKind, ActionMode, DatasetDescription
 from vla_ft.errors import UserError, unknown
 
@@ -117,10 +117,13 @@ class AlohaHdf5Reader(EpisodeReader):
         if episode in self.damage:
             return None
         file, length = self._files.get(self.paths[episode]), int(self.lengths[episode])
-        for where in TIMES:
-            clock = file.get(where)
-            if isinstance(clock, h5py.Dataset) and clock.size == length and clock.dtype.kind in "fiu":
-                return _numbers(file, self.paths[episode], where, slice(None), np.float64).reshape(length)
+        try:
+            for where in TIMES:
+                clock = file.get(where)
+                if isinstance(clock, h5py.Dataset) and clock.size == length and clock.dtype.kind in "fiu":
+                    return clock[...].astype(np.float64).reshape(length)
+        except HDF5_DAMAGE as error:
+            raise _damaged(self.paths[episode], "the clock", slice(None), error) from error
         return None
 
     def name_of(self, episode: int) -> str:
@@ -162,11 +165,14 @@ class AlohaHdf5Reader(EpisodeReader):
                 return
             if name not in read:
                 found.append(name)
-            elif name in COLUMNS.values() and not np.can_cast(member.dtype, np.float32):
-                found.append(f"{name} beyond float32 (it is {member.dtype})")
+            elif name in COLUMNS.values():
+                found.extend(beyond_float32({name: str(member.dtype)}))
 
         with open_hdf5(self._first) as file:
-            file.visititems(look)
+            try:
+                file.visititems(look)
+            except HDF5_DAMAGE as error:
+                raise UserError(f"{self._first} is damaged: {error}. Copy the file again.") from error
         return found
 
     def close(self) -> None:
@@ -189,27 +195,23 @@ class AlohaHdf5Reader(EpisodeReader):
             height, width = self.description.cameras[camera]
             frames = np.empty((len(rows), height, width, 3), dtype=np.uint8)
             for place, row in enumerate(rows):
-                frames[place] = self._decode(file, path, camera, int(row))
+                frames[place] = self._decode(file, camera, int(row))
             return frames
-        except (OSError, KeyError, RuntimeError) as error:
+        except HDF5_DAMAGE as error:
             raise _damaged(path, key, rows, error) from error
 
-    def _decode(self, file: h5py.File, path: Path, camera: str, row: int) -> np.ndarray:
-        with _open_frame(file, camera, row) as image:
-            frame = np.asarray(image.convert("RGB"))
-        if frame.shape[:2] != self.description.cameras[camera]:
-            raise UserError(
-                f"{path}: frame {row} of {camera} is {frame.shape[0]} x {frame.shape[1]} pixels, but the set begins "
-                f"with {'{} x {}'.format(*self.description.cameras[camera])}. Remove the episode, or resize its frames."
-            )
+    def _decode(self, file: h5py.File, camera: str, row: int) -> np.ndarray:
+        try:
+            frame = decode_image(_encoded_frame(file, camera, row), self.description.cameras[camera])
+        except WireError as error:
+            raise WireError(f"frame {row}: {error}") from error
         return frame[..., ::-1] if self.jpeg_channels == "bgr" else frame
 
     def _encoded_size(self, camera: str) -> tuple[int, int]:
         with open_hdf5(self._first) as file:
             try:
-                with _open_frame(file, camera, 0) as image:
-                    return image.height, image.width
-            except (OSError, KeyError, RuntimeError) as error:
+                return image_size(_encoded_frame(file, camera, 0))
+            except HDF5_DAMAGE as error:
                 raise _damaged(self._first, IMAGE_PREFIX + camera, np.zeros(1, np.int64), error) from error
 
 
@@ -275,19 +277,17 @@ def _is_sim(headers: Sequence[EpisodeHeader], told: bool | None) -> bool:
     return bool(told if seen is None else seen)
 
 
-def _numbers(
-    file: h5py.File, path: Path, where: str, selection: slice | np.ndarray, dtype: type = np.float32
-) -> np.ndarray:
+def _numbers(file: h5py.File, path: Path, where: str, selection: slice | np.ndarray) -> np.ndarray:
     try:
-        return file[where][selection].astype(dtype)
-    except (OSError, KeyError, RuntimeError) as error:
+        return file[where][selection].astype(np.float32)
+    except HDF5_DAMAGE as error:
         raise _damaged(path, where, selection, error) from error
 
 
-def _open_frame(file: h5py.File, camera: str, row: int) -> Image.Image:
+def _encoded_frame(file: h5py.File, camera: str, row: int) -> bytes:
     """Rows are bytes, or uint8 with zeros after the end of the picture; Pillow stops at the end by itself."""
     stored = file[f"{IMAGES}/{camera}"][row]
-    return Image.open(io.BytesIO(stored if isinstance(stored, bytes) else stored.tobytes()))
+    return stored if isinstance(stored, bytes) else stored.tobytes()
 
 
 def _damaged(path: Path, key: str, rows: object, error: Exception) -> UserError:

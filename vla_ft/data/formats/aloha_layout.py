@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from vla_ft.data.formats.damage import damage_sentence
-from vla_ft.data.formats.hdf5_files import open_hdf5
+from vla_ft.data.formats.hdf5_files import HDF5_DAMAGE, open_hdf5
 from vla_ft.errors import UserError, unknown
 
 EPISODE_FILE = re.compile(r"episode_(\d+)\.hdf5")
@@ -71,7 +71,7 @@ def inspect_episode(path: Path) -> EpisodeHeader:
     """Read the shapes and attributes of one file. Raises UserError naming the file and what does not fit."""
     try:
         return _inspect(path)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:  # what HDF5 says of a hole in a file
+    except HDF5_DAMAGE as error:
         raise UserError(f"{path} is damaged: {error}. Copy the file again, or remove it from the set.") from error
 
 
@@ -92,16 +92,15 @@ def _inspect(path: Path) -> EpisodeHeader:
                 )
         if length == 0:
             raise UserError(f"{path} holds no steps. Remove it from the set.")
-        attributes = file.attrs
         return EpisodeHeader(
             path=path,
             length=length,
             action_dim=shapes["action"][1],
             proprio_dim=shapes["proprio"][1],
             cameras=cameras,
-            sim=bool(attributes["sim"]) if "sim" in attributes else None,
-            instruction=_text(attributes.get("language_instruction", "")),
-            fps=float(attributes["fps"]) if "fps" in attributes else None,
+            sim=_sim(file, path),
+            instruction=_instruction(file, path),
+            fps=_fps(file, path),
         )
 
 
@@ -222,5 +221,43 @@ def _frame_size(dataset: h5py.Dataset, path: Path) -> tuple[int, int] | None:
     )
 
 
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _fps(file: h5py.File, path: Path) -> float | None:
+    value = _attribute(file, "fps")
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 < value < np.inf:
+        raise _strange(path, "fps", value, "steps per second above 0")
+    return float(value)
+
+
+def _sim(file: h5py.File, path: Path) -> bool | None:
+    value = _attribute(file, "sim")
+    if value is None:
+        return None
+    if not isinstance(value, int | float):
+        raise _strange(path, "sim", value, "true or false")
+    return bool(value)
+
+
+def _instruction(file: h5py.File, path: Path) -> str:
+    value = _attribute(file, "language_instruction")
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        text = b""
+    if text is not None and not isinstance(text, str):
+        raise _strange(path, "language_instruction", value, "one text in UTF-8")
+    return text or ""
+
+
+def _attribute(file: h5py.File, name: str) -> object:
+    """An attribute's value, out of its list where that has one element; None without it."""
+    value = file.attrs.get(name)
+    if isinstance(value, h5py.Empty):
+        return None
+    alone = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1)
+    return value.item() if alone else value
+
+
+def _strange(path: Path, name: str, value: object, expected: str) -> UserError:
+    return UserError(f"{path}: attribute {name} is {value!r}, expected {expected}. Correct it, or remove the episode.")

@@ -197,8 +197,15 @@ def _check_info(info: DatasetInfo) -> None:
         raise ValueError(f"video_path is null, but {videos[0]} is a video")
     if len({data_file(info, 0, 0), data_file(info, 0, 1)}) < 2:
         raise ValueError(f"data_path '{info.data_path}' does not tell files apart")
+    _refuse_outside(info, "data_path", data_file(info, 0, 0))
     for name in videos:
-        video_file(info, name, 0, 0)
+        _refuse_outside(info, "video_path", video_file(info, name, 0, 0))
+
+
+def _refuse_outside(info: DatasetInfo, key: str, file: Path) -> None:
+    """A pattern, or a feature's name in it, must not lead to other files of this machine."""
+    if not file.is_relative_to(info.root) or ".." in file.relative_to(info.root).parts:
+        raise ValueError(f"{key} '{getattr(info, key)}' leaves the dataset: {file}")
 
 
 def _episodes_v2(info: DatasetInfo, videos: list[str]) -> EpisodeTable:
