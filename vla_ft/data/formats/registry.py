@@ -114,6 +114,8 @@ def open_writer(
 
 def _recognise(path: Path) -> str:
     matches = [name for name, looks_like in SIGNS.items() if looks_like(path)]
+    if matches == ["rlds"]:
+        _refuse_parent(path)
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -123,3 +125,12 @@ def _recognise(path: Path) -> str:
         f"{path} looks like no known dataset: found {', '.join(found) or 'nothing'}, expected for instance "
         f"episode_<number>.hdf5 files. Check data.path, or say data.format={' or '.join(READERS)}."
     )
+
+
+def _refuse_parent(path: Path) -> None:
+    """RLDS is found some folders down; a folder that holds other sets too is their parent, and no dataset."""
+    children = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    found = {child.name: next((name for name, sign in SIGNS.items() if sign(child)), "") for child in children}
+    if any(name not in ("", "rlds") for name in found.values()):
+        sets = ", ".join(f"{child} ({name})" for child, name in found.items() if name)
+        raise UserError(f"{path} holds several datasets: {sets}. Point data.path to one, or mix them with data.mix.")
