@@ -200,3 +200,18 @@ def test_characters_that_are_none(tmp_path: Path, number: int) -> None:
     reader = RldsReader(with_number_instruction(origin, tmp_path / "bad", number), fps=5)
     with pytest.raises(UserError, match=rf"record 0 \(episode 0\), steps/language_instruction: .*{number}"):
         reader.instruction(0)
+
+
+def test_changed_numbers_in_hdf5_leave_a_trace(tmp_path: Path) -> None:
+    """Our writer keeps a sum of each block of numbers."""
+    path = write_set(tmp_path / "set", "aloha_hdf5")
+    numbers = AlohaHdf5Reader(path).read(1, np.arange(3), ["action"])["action"]
+    content = (path / "episode_1.hdf5").read_bytes()
+    with h5py.File(path / "episode_1.hdf5") as file:
+        stored = file["action"][:3]
+        assert all(file[where].fletcher32 for where in ("action", "observations/qpos", "observations/qvel"))
+    place = content.index(stored.tobytes())
+    assert np.array_equal(stored.astype(np.float32), numbers)
+    (path / "episode_1.hdf5").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(UserError, match=r"episode_1\.hdf5: cannot read action"):
+        AlohaHdf5Reader(path).read(1, np.arange(3), ["action"])

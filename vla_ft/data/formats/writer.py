@@ -129,7 +129,10 @@ class EpisodeWriter:
             encoded = self.compress and row.dtype == np.uint8
             shape, dtype = ((), h5py.vlen_dtype(np.uint8)) if encoded else (row.shape, row.dtype)
             chunk = (1 if row.dtype == np.uint8 else _ROWS_PER_CHUNK, *shape)
-            self._file.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunk)
+            self._file.create_dataset(
+                name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunk,
+                fletcher32=row.dtype != np.uint8,  # changed numbers leave a trace; pictures would cost a sum a frame
+            )  # fmt: skip
         dataset = self._file[name]
         dataset.resize(self.steps + 1, axis=0)
         dataset[self.steps] = row
