@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lerobot_sets import write_set
+from lerobot_sets import edit_json, write_set
 
 from vla_ft.data.formats import lerobot_index
-from vla_ft.data.formats.lerobot import LeRobotReader
+from vla_ft.data.formats.lerobot import LeRobotReader, exact_times
+from vla_ft.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,25 @@ def test_a_passing_fault_removes_no_index(
     again = LeRobotReader(dataset, cache=tmp_path)
     assert again.fingerprint() == first.fingerprint()
     assert (folder / "mark").exists(), "the good index was replaced"
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_version_that_the_files_are_not_laid_out_for(tmp_path: Path, version: str) -> None:
+    other = "v3.0" if version == "v2.1" else "v2.1"
+    path = write_set(tmp_path / "set", other, "image")
+    edit_json(path / "meta/info.json", lambda info: info.update(codebase_version=version))
+    with pytest.raises(UserError, match=rf"info\.json says {version}, but the files are laid out as {other}"):
+        LeRobotReader(path, cache=tmp_path / "cache")
+
+
+def test_frames_of_a_long_recording() -> None:
+    """From 2,048 s on, float32 seconds lie up to 0.12 ms beside the frame; only real differences are kept."""
+    steps = np.arange(70_000, 70_030)
+    stored = (steps / 30).astype(np.float32)
+    assert np.abs(stored - steps / 30).max() > 1e-4
+    np.testing.assert_array_equal(exact_times(stored, steps, 30.0), steps / 30)
+    odd = stored.copy()
+    odd[3] += np.float32(0.004)
+    times = exact_times(odd, steps, 30.0)
+    assert times[3] == odd[3].astype(np.float64)
+    np.testing.assert_array_equal(np.delete(times, 3), np.delete(steps / 30, 3))

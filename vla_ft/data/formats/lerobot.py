@@ -170,7 +170,7 @@ class LeRobotReader(EpisodeReader):
             if feature.dtype == "video":
                 chunk, file, begins = self._table.videos[feature.name]
                 path = video_file(self.info, feature.name, int(chunk[episode]), int(file[episode]))
-                times = self._numbers("timestamp", episode, rows).astype(np.float64)
+                times = exact_times(self._numbers("timestamp", episode, rows), rows, self.info.fps)
                 return self._videos.frames(path, begins[episode] + times, size)
             return self._pictures(episode, rows, feature, size)
         except UserError as error:
@@ -213,6 +213,15 @@ class LeRobotReader(EpisodeReader):
             gripper="unknown",
             fps=self.info.fps,
         )
+
+
+def exact_times(stored: np.ndarray, steps: np.ndarray, fps: float) -> np.ndarray:
+    """Seconds of ``steps``, float64: step / fps where the stored float32 is that, rounded; else what is stored.
+
+    After 2,048 s float32 rounds by up to 0.12 ms, more than a frame may lie beside its time.
+    """
+    wanted = steps / fps
+    return np.where(np.abs(stored - wanted) <= np.spacing(stored), wanted, stored.astype(np.float64))
 
 
 def camera_features(info: DatasetInfo) -> dict[str, Feature]:
