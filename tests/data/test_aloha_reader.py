@@ -249,7 +249,7 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "image size": (
         lambda p: rewrite(p, "observations/images/top", np.zeros((9, 6, 8, 3), np.uint8)),
-        r"frames of top of size \(6, 8\), but 2 of the 3",
+        "has pictures of camera top: 6 x 8 pixels, but 2 of the 3",
     ),
     "float images": (
         lambda p: rewrite(p, "observations/images/top", np.zeros((9, *IMAGE, 3), np.float32)),

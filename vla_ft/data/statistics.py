@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.kept import cache_folder
 from vla_ft.data.quantiles import Moments, Quantiles
 from vla_ft.errors import UserError, unknown
 
@@ -150,12 +150,8 @@ class DatasetStatistics:
 
 
 def statistics_cache() -> Path:
-    """Folder of statistics for all runs: below ``VLA_FT_CACHE``, else below ``~/.cache/vla_ft``."""
-    given = os.environ.get("VLA_FT_CACHE")
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if caches.startswith("~"):  # a container's user without a home
-        caches = f"{tempfile.gettempdir()}/cache-{os.getuid()}"
-    return Path(given or f"{caches}/vla_ft") / "statistics"
+    """Folder of statistics for all runs: below that of all caches (``formats.kept``)."""
+    return cache_folder() / "statistics"
 
 
 def cached_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray, path: Path) -> DatasetStatistics:

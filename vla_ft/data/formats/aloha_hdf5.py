@@ -11,18 +11,18 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
+from vla_ft.data.formats.aloha_index import open_table, sound_kinds
 from vla_ft.data.formats.aloha_layout import (
     COLUMNS,
     IMAGES,
     TIMES,
     EpisodeHeader,
     check_agreement,
-    inspect_episode,
     list_episodes,
-    sound_headers,
 )
 from vla_ft.data.formats.base import EpisodeReader, beyond_float32
 from vla_ft.data.formats.hdf5_files import HDF5_DAMAGE, OpenFiles, open_hdf5
+from vla_ft.data.formats.kept import remembered
 from vla_ft.data.formats.rlds_values import decode_image, image_size
 from vla_ft.data.formats.tf_example import WireError
 from vla_ft.data.sample import IMAGE_PREFIX, ActionKind, ActionMode, DatasetDescription
@@ -72,17 +72,17 @@ class AlohaHdf5Reader(EpisodeReader):
         self.jpeg_channels = jpeg_channels
         self.paths = list_episodes(self.path)
         self.damage: dict[int, str] = {}
+        table = open_table(self.paths, tolerant)
+        sound: Sequence[int] = range(len(table.kinds))
         if tolerant:
-            found, self.damage, cameras = sound_headers(self.paths, cameras)
-        else:
-            found = {episode: inspect_episode(path) for episode, path in enumerate(self.paths)}
-        headers = list(found.values())
+            sound, self.damage, cameras = sound_kinds(table, self.paths, cameras)
+        headers = [table.kinds[place] for place in sound]
         chosen = _choose_cameras(headers, cameras)
-        check_agreement(headers, chosen)
-        self._first = headers[0].path
-        self.lengths = np.array([found[e].length if e in found else 0 for e in range(len(self.paths))], dtype=np.int64)
+        check_agreement(headers, [int((table.kind == place).sum()) for place in sound], chosen)
+        self._first, self._stamp = headers[0].path, table.stamp
+        self.lengths = np.where(np.isin(table.kind, sound), table.lengths, 0)
         self.action_offset = 0 if _is_sim(headers, sim) else -1
-        self._instructions = {e: h.instruction or instruction for e, h in found.items()}
+        self._texts, self._text = [text or instruction for text in table.texts], table.text
         self._files = OpenFiles(open_files)
         self._fingerprint: str | None = None
         self._encoded = {camera for camera in chosen if headers[0].cameras[camera] is None}
@@ -110,7 +110,7 @@ class AlohaHdf5Reader(EpisodeReader):
 
     def instruction(self, episode: int) -> str:
         """See ``EpisodeReader.instruction``."""
-        return self._instructions.get(episode, "")
+        return "" if episode in self.damage else self._texts[self._text[episode]]
 
     def times(self, episode: int) -> np.ndarray | None:
         """See ``EpisodeReader.times``: a dataset of one number a step under a name that recorders use."""
@@ -128,24 +128,29 @@ class AlohaHdf5Reader(EpisodeReader):
 
     def name_of(self, episode: int) -> str:
         """The episode's file name."""
-        return self.paths[episode].name
+        return self.paths.names[episode]
 
     def fingerprint(self) -> str:
-        """Hash of names, lengths, ``sim`` and all action and qpos values in float32; computed once.
+        """Hash of names, lengths, ``sim`` and all action and qpos values in float32; computed once, and kept
+        for these files as they are (``kept``).
 
         Neither file times nor images enter, so that a copied or recompressed set keeps its statistics.
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256(f"aloha_hdf5 {self.action_offset}".encode())
-            for episode, (path, length) in enumerate(zip(self.paths, self.lengths, strict=True)):
-                digest.update(f"{path.name} {length}".encode())
-                if episode in self.damage:
-                    continue
-                with open_hdf5(path) as file:
-                    for where in COLUMNS.values():
-                        digest.update(_numbers(file, path, where, slice(None)).tobytes())
-            self._fingerprint = digest.hexdigest()
+            what = f"aloha_hdf5 {self.action_offset} {sorted(self.damage)}"
+            self._fingerprint = remembered("fingerprints", what, self._stamp, self._hash_numbers)
         return self._fingerprint
+
+    def _hash_numbers(self) -> str:
+        digest = hashlib.sha256(f"aloha_hdf5 {self.action_offset}".encode())
+        for episode, (path, length) in enumerate(zip(self.paths, self.lengths, strict=True)):
+            digest.update(f"{path.name} {length}".encode())
+            if episode in self.damage:
+                continue
+            with open_hdf5(path) as file:
+                for where in COLUMNS.values():
+                    digest.update(_numbers(file, path, where, slice(None)).tobytes())
+        return digest.hexdigest()
 
     def sources(self) -> dict[str, Path]:
         """See ``EpisodeReader.sources``: one file an episode, by its file name."""

@@ -21,14 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_ft.data.formats.kept import cache_folder
 from vla_ft.data.formats.lerobot_layout import DatasetInfo, EpisodeTable, data_file
 from vla_ft.data.formats.open_descriptors import OpenDescriptors
 from vla_ft.data.formats.parquet_columns import read_numbers
 from vla_ft.data.formats.parquet_pages import PAGE_FIELDS, index_values
 from vla_ft.errors import UserError
 
-CACHE_VARIABLE = "VLA_FT_CACHE"
-"""Environment variable that names the cache folder; ``~/.cache/vla_ft`` without it."""
 TOLERANCE = 1e-4
 """Seconds by which a timestamp may differ from frame_index / fps."""
 _GENERATION = 1  # raise it when an index is made differently
@@ -134,7 +133,7 @@ def open_index(plan: IndexPlan, cache: Path | None = None) -> LeRobotIndex:
 
     A cache that cannot be written is no mistake: the numbers then stay in this process' memory.
     """
-    parent = cache or Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "vla_ft")
+    parent = cache or cache_folder()
     # Readers of other columns or cameras keep indexes of their own, or each would remove what the other reads.
     choice = f"{plan.info.root.resolve()} {plan.columns} {plan.images}"
     place = hashlib.sha256(choice.encode()).hexdigest()[:16]

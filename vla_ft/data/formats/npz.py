@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vla_ft.data.formats.base import EpisodeReader, beyond_float32
+from vla_ft.data.formats.kept import remembered, stamp
 from vla_ft.data.formats.npz_layout import (
     DATA,
     DATASET,
@@ -115,16 +116,22 @@ class NpzReader(EpisodeReader):
             raise self._wrong(episode, "instruction", error) from error
 
     def fingerprint(self) -> str:
-        """Hash of lengths and all action and proprio values in float32; computed once."""
+        """Hash of lengths and all action and proprio values in float32; computed once, and kept for these
+        files as they are (``kept``).
+        """
         if self._fingerprint is None:
-            digest = hashlib.sha256(b"npz")
-            for episode, length in enumerate(self.lengths):
-                digest.update(f"{episode} {length}".encode())
-                values = self.read(episode, np.arange(length), _COLUMNS)
-                for key in _COLUMNS:
-                    digest.update(values[key].tobytes())
-            self._fingerprint = digest.hexdigest()
+            files = stamp(self.path, [DATASET, *(episode_file(n) for n in range(len(self.lengths)))])
+            self._fingerprint = remembered("fingerprints", "npz", files, self._hash_numbers)
         return self._fingerprint
+
+    def _hash_numbers(self) -> str:
+        digest = hashlib.sha256(b"npz")
+        for episode, length in enumerate(self.lengths):
+            digest.update(f"{episode} {length}".encode())
+            values = self.read(episode, np.arange(length), _COLUMNS)
+            for key in _COLUMNS:
+                digest.update(values[key].tobytes())
+        return digest.hexdigest()
 
     def sources(self) -> dict[str, Path]:
         """Every file that observations are read from, by a name that survives a move of the dataset."""
