@@ -354,7 +354,7 @@ def _recipe_from_data(arguments: Sequence[str]) -> int:
     from vla_ft.inspection.words import path_first
 
     command = "vla-ft recipe from-data"
-    drafted = draft(from_arguments(DraftConfig, path_first(arguments, command), command))
+    drafted = draft(from_arguments(DraftConfig, path_first(_without_dashes(arguments), command), command))
     if drafted.notes:
         print("Not known from the files:")
         print("\n".join(f"  - {note}" for note in drafted.notes))

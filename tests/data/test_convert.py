@@ -203,10 +203,7 @@ def test_the_same_bytes_whatever_interrupts(
         with monkeypatch.context() as patch:
             if ends_within(stops, patch, lambda at=target: told(source, at, format)):  # type: ignore[misc]
                 break
-        if not (target / RECORD).is_file() and JOURNAL in os.listdir(target):
-            told(source, target, format)
-        else:
-            told(source, target, format)
+        told(source, target, format)
         assert contents(target.parent) == whole
         stops += every
     assert stops > 10
@@ -356,3 +353,11 @@ def test_rlds_claims_nothing_that_its_files_do_not_say(tmp_path: Path, source: P
     assert (about.action_kind, about.action_mode, about.gripper) == ("unknown", "unknown", "unknown")
     told(tmp_path / "rlds", tmp_path / "npz", "npz", fps=10)
     assert open_dataset(tmp_path / "npz").description.action_kind == "unknown"
+
+
+def test_the_usual_way_of_pictures_said_or_not_is_the_same(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "out"
+    told(source, target, "npz")
+    assert told(source, target, "npz", images="png") == [f"It is there already. 4 episodes: {target}"]
+    with pytest.raises(UserError, match="images was 'png', now 'raw'"):
+        told(source, target, "npz", images="raw")

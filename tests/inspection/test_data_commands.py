@@ -59,12 +59,12 @@ def test_check_says_where_and_how_bad(tmp_path, capsys):
     report = tmp_path / "report.json"
     assert main(["data", "check", str(path), f"output={report}", "images=all", "workers=1"]) == 1
     said = capsys.readouterr().out
-    assert "error: damaged (1)" in said and "episode_000002.npz" in said and "1 errors" in said
+    assert "error: damaged (1)" in said and "episode_000002.npz" in said and "; 1 error\n" in said
     written = json.loads(report.read_text())
     assert (written["errors"], written["episodes"], written["left_out"]) == (1, 4, [])
     assert written["findings"][0]["episode"] == 2
     assert main(["data", "check", str(path), "on_damage=skip", "workers=1"]) == 0
-    assert "1 damaged episodes left out" in capsys.readouterr().out
+    assert "1 damaged episode left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

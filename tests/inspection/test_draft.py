@@ -167,3 +167,10 @@ def test_a_gripper_that_no_dimension_is_marked_as(tmp_path, change, told):
     reader.description = dataclasses.replace(reader.description, **change)
     notes = unknowns(reader, compute_statistics(reader, [0]), None)
     assert any("which action is the gripper" in note for note in notes) == told
+
+
+def test_options_may_be_written_with_dashes(tmp_path):
+    path, file = write_set(tmp_path / "set", "npz"), tmp_path / "mine.yaml"
+    words = ["--policy", "act", f"--output={file}", "--data.fps", "7"]
+    assert main(["recipe", "from-data", str(path), *words]) == 0
+    assert load_run_config([f"recipe={file}"]).policy == "act"

@@ -93,6 +93,7 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Conver
     something else, a source that cannot be read, a damaged episode unless they are skipped, and a full disk.
     """
     kind, _ = find_writer(config.format)
+    config = dataclasses.replace(config, images=config.images or kind.IMAGES[0])  # said or not: one conversion
     source, target = Path(config.source), Path(config.target)
     reader = open_read(
         source, config.from_format, config.standardize, config.cameras, config.image_size, config.reader_options()
@@ -104,7 +105,7 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Conver
     _refuse_foreign(target)
     writer = open_writer(target, reader.description, config.format, config.images, reader.action_offset)
     try:
-        lost = losses(reader, writer, config.images or kind.IMAGES[0])
+        lost = losses(reader, writer, str(config.images))
         for line in lost:
             say(f"not kept: {line}")
         journal = _Journal(target, about | {"times": _times(reader)}, begun=bool(writer.done))

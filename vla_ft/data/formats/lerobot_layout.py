@@ -94,7 +94,11 @@ def load_info(root: Path) -> DatasetInfo:
         raise UserError(
             f"Cannot read {path}: {error}. Expected the JSON of a LeRobot dataset; copy it again."
         ) from error
-    version = raw.get("codebase_version") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{path} holds a {type(raw).__name__}, expected the JSON object of a LeRobot dataset; copy it again."
+        )
+    version = raw.get("codebase_version")
     if version not in VERSIONS:
         raise UserError(
             f"{root} is a LeRobot dataset of version {version}, and supported are {', '.join(VERSIONS)}: convert it "

@@ -37,6 +37,9 @@ WRITERS: dict[str, tuple[type[DatasetWriter], dict[str, Any]]] = {
 }
 """Format name -> writer and the options that make it that format (see ``DatasetWriter``)."""
 
+_NOT_TYPED = ("name", "cache", "open_files")
+"""Options of readers that code gives and no command line takes."""
+
 SIGNS: dict[str, Callable[[Path], bool]] = {
     "aloha_hdf5": lambda p: p.suffix == ".hdf5" if p.is_file() else any(p.glob("episode_*.hdf5")),
     "npy": lambda p: p.is_dir() and (p / "rollout_length.npy").is_file(),
@@ -72,7 +75,8 @@ def open_dataset(
     known = [p for p in parameters if p not in ("path", "cameras", "tolerant")]
     for option in options:
         if option not in known:
-            raise unknown(f"option of format {name}", option, known)
+            typed = [p for p in known if p not in _NOT_TYPED]
+            raise unknown(f"option of format {name}", option, typed)
     if tolerant and "tolerant" in parameters:
         options["tolerant"] = True
     return READERS[name](location, cameras=cameras, **options)  # type: ignore[call-arg]

@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 
 from vla_ft.data.formats.aloha_layout import EPISODE_FILE
+from vla_ft.data.formats.writing import FULL, sync
 from vla_ft.errors import UserError
 
 _UNFINISHED = re.compile(r"\.episode-[0-9a-f]{16}\.unfinished")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ROWS_PER_CHUNK = 128
 
 
@@ -173,7 +173,7 @@ class EpisodeWriter:
             yield
         except OSError as error:
             self.abort()
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise UserError(
                     f"No space left for an episode in {self.folder} ({self.steps} steps were written and are dropped). "
                     "Free space there or record to another folder."
@@ -298,13 +298,5 @@ def _publish(unfinished: Path, folder: Path) -> Path:
             os.rename(unfinished, path)  # no hard links here (FAT, some network shares): one writer at a time
         else:
             unfinished.unlink()
-        _sync_folder(folder)
+        sync(folder)
         return path
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
