@@ -7,8 +7,9 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from lerobot_sets import edit_json, write_set
+from lerobot_sets import KEYS, LENGTHS, arrays_of, describe, edit_json, write_set
 
 from vla_ft.data.formats import lerobot_index
 from vla_ft.data.formats.lerobot import LeRobotReader, exact_times
@@ -92,3 +93,25 @@ def test_frames_of_a_long_recording() -> None:
     times = exact_times(odd, steps, 30.0)
     assert times[3] == odd[3].astype(np.float64)
     np.testing.assert_array_equal(np.delete(times, 3), np.delete(steps / 30, 3))
+
+
+def test_a_changed_byte_damages_its_own_episode_alone(tmp_path: Path) -> None:
+    """In a file of many episodes: those of other row groups are as they were."""
+    path = write_set(tmp_path / "set", "v3.0", "image", data_megabytes=100.0)
+    (file,) = (path / "data").rglob("*.parquet")
+    whole, about = file.read_bytes(), pq.ParquetFile(file).metadata
+    assert about.num_row_groups == len(LENGTHS)
+    names = [about.schema.column(place).path for place in range(about.num_columns)]
+    for column in ("action.list.element", "episode_index"):
+        place = about.row_group(1).column(names.index(column)).data_page_offset
+        content = bytearray(whole)
+        content[place + about.row_group(1).column(names.index(column)).total_compressed_size - 1] ^= 0xFF
+        file.write_bytes(content)
+        reader = LeRobotReader(path, cache=tmp_path / column)
+        assert list(reader.damage) == [1]
+        with pytest.raises(UserError, match=r"file-000\.parquet: episode 1: rows 7 to 10 cannot be read: "):
+            reader.read(1, np.arange(2), ["action"])
+        for episode in (0, 2):
+            read = reader.read(episode, np.arange(LENGTHS[episode]), KEYS)
+            for key, rows in arrays_of(episode, LENGTHS[episode], describe()).items():
+                np.testing.assert_array_equal(read[key], rows)

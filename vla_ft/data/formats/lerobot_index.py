@@ -254,25 +254,36 @@ def _index_file(
     """Copy the numbers of a data file to the places of its episodes, checking each: episode -> its first row there."""
     path = data_file(plan.info, chunk, file)
     widths = {name: plan.info.features[name].width for names in plan.columns.values() for name in names}
-    numbers = read_numbers(
+    numbers, bad = read_numbers(
         path, widths | dict.fromkeys(("timestamp", "frame_index", "episode_index", "index", "task_index"), 1)
     )
     flat = {name: values[:, 0] for name, values in numbers.items() if name not in widths}
+    for one in bad:
+        flat["episode_index"][one.start : one.stop] = -1
+    begin = int(plan.table.first_index[episodes].min())
     owners, firsts, counts = np.unique(flat["episode_index"], return_index=True, return_counts=True)
     found = {int(o): (int(f), int(c)) for o, f, c in zip(owners, firsts, counts, strict=True)}
     firsts_of: dict[int, int] = {}
     for episode in episodes:
         first, count = found.get(int(plan.table.number[episode]), (0, 0))
-        rows, start = slice(first, first + count), int(plan.starts[episode])
-        wrong = _misfit(plan, int(episode), count, {name: values[rows] for name, values in flat.items()})
+        rows_of, start = slice(first, first + count), int(plan.starts[episode])
+        wrong = _misfit(plan, int(episode), count, {name: values[rows_of] for name, values in flat.items()})
+        first_row = int(plan.table.first_index[episode]) - begin
+        last_row = first_row + int(plan.table.lengths[episode]) - 1
+        if unread := next((one for one in bad if one.start <= last_row and first_row < one.stop), None):
+            damage[int(episode)] = (
+                f"{path}: episode {plan.table.number[episode]}: rows {first_row} to {last_row} cannot be read: "
+                f"{unread.why}. Copy the file again."
+            )
+            continue
         if wrong:
             damage[int(episode)] = f"{path}: episode {plan.table.number[episode]} {wrong}"
             continue
         place = slice(start, start + count)
         for key, names in plan.columns.items():
-            arrays[key][place] = np.concatenate([numbers[name][rows] for name in names], axis=1)
-        arrays["timestamp"][place] = flat["timestamp"][rows]
-        arrays["task"][place] = flat["task_index"][rows]
+            arrays[key][place] = np.concatenate([numbers[name][rows_of] for name in names], axis=1)
+        arrays["timestamp"][place] = flat["timestamp"][rows_of]
+        arrays["task"][place] = flat["task_index"][rows_of]
         firsts_of[int(episode)] = first
     return firsts_of
 

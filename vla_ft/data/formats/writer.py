@@ -70,7 +70,7 @@ class EpisodeWriter:
             _remove_unfinished(self.folder)
             self._unfinished, descriptor = _create_unfinished(self.folder)
         self._sink = _Sink(descriptor)
-        self._file = h5py.File(self._sink, "w")
+        self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
         with self._explained():
             self._file.attrs.update({**(attributes or {}), "sim": sim, "compress": compress})
 

@@ -8,7 +8,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,11 +67,12 @@ def encode_image(image: np.ndarray, image_format: str, quality: int) -> bytes:
 
 
 @contextlib.contextmanager
-def explained(folder: Path, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def explained(folder: Path, also: Sequence[type[Exception]] = ()) -> Iterator[None]:
     """The file system's refusals as UserError; ``also``: what a library makes of them."""
+    kinds: tuple[type[Exception], ...] = (OSError, *also)
     try:
         yield
-    except (OSError, *also) as error:
+    except kinds as error:
         if getattr(error, "errno", None) in FULL:
             raise UserError(
                 f"No space left in {folder}: the episode that was being written is dropped, those before it stay. Free "
