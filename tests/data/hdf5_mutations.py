@@ -20,7 +20,7 @@ from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
 from vla_ft.data.formats.aloha_writer import AlohaWriter
 from vla_ft.errors import UserError
 
-SECONDS = 30
+SECONDS = 15
 MEMORY = 6 << 30
 KEYS = ("action", "proprio")
 _FRONT = 8000

@@ -109,7 +109,7 @@ def test_kill_9_loses_one_episode_at_most(tmp_path: Path) -> None:
     process.communicate()
     writer = open_writer(folder, "v3.0", "video")
     assert writer.done >= 1
-    writer._lock.close()
+    writer.close()
     assert contents(go_on(folder, "v3.0", "video")) == whole
 
 
@@ -182,7 +182,7 @@ def test_refusals(tmp_path: Path) -> None:
         open_writer(tmp_path / "x", "v3.0", "image")
     with pytest.raises(UserError, match="Nothing was written"):
         first.finish()
-    first._lock.close()
+    first.close()
     with pytest.raises(UserError, match=r"other settings \(video_megabytes\)"):
         open_writer(tmp_path / "x", "v3.0", "image", video_megabytes=7)
 

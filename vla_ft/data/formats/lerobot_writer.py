@@ -138,6 +138,10 @@ class LeRobotWriter(DatasetWriter):
             os.close(self._lock)
             self._lock = None
 
+    def __del__(self) -> None:
+        if getattr(self, "_lock", None) is not None:
+            self.close()  # a writer that was dropped locks nobody out
+
     def _write_episode(self, folder: Path, steps: Iterable[dict[str, np.ndarray]], instruction: str) -> dict[str, Any]:
         task = self._tasks.index(instruction) if instruction in self._tasks else len(self._tasks)
         table = StepsFile(folder / "data.parquet", self._schema)
