@@ -27,7 +27,7 @@ def write(path: Path, episodes: int) -> None:
     import pyarrow.parquet as pq
     from PIL import Image
 
-    from vla_ft.data.formats.lerobot_tables import feature_table, schema_of, write_json, write_tasks
+    from vla_ft.data.formats.lerobot_tables import feature_table, schema_of, write_meta, write_tasks
     from vla_ft.data.sample import DatasetDescription
 
     joints = tuple(f"joint_{i}" for i in range(14))
@@ -77,7 +77,7 @@ def write(path: Path, episodes: int) -> None:
     write_tasks(["move"], path / "meta" / "tasks.parquet")
     info = {"codebase_version": "v3.0", "total_episodes": episodes, "total_frames": episodes * LENGTH, "fps": 10}
     info |= {"features": features, "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"}
-    write_json(path / "meta" / "info.json", info)
+    write_meta(path / "meta" / "info.json", info)
 
 
 def measure(path: Path, samples: int) -> dict[str, float]:

@@ -372,13 +372,16 @@ def _data_check(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from vla_ft.config import from_arguments
-    from vla_ft.inspection.check import CheckConfig, check
+    from vla_ft.inspection.check import CheckConfig, check, write_report
     from vla_ft.inspection.tables import print_report
     from vla_ft.inspection.words import path_first
 
     command = "vla-ft data check"
-    report = check(from_arguments(CheckConfig, path_first(arguments, command), command))
+    config = from_arguments(CheckConfig, path_first(arguments, command), command)
+    report = check(config)
     print_report(Console(width=None if sys.stdout.isatty() else 120), report)
+    if config.output is not None:
+        write_report(report, config.output)
     return 1 if report.of("error") else 0
 
 
@@ -392,7 +395,7 @@ def _recipe_from_data(arguments: Sequence[str]) -> int:
     from vla_ft.inspection.words import path_first
 
     command = "vla-ft recipe from-data"
-    drafted = draft(from_arguments(DraftConfig, path_first(arguments, command), command))
+    drafted = draft(from_arguments(DraftConfig, path_first(_without_dashes(arguments), command), command))
     if drafted.notes:
         print("Not known from the files:")
         print("\n".join(f"  - {note}" for note in drafted.notes))

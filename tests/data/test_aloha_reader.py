@@ -249,7 +249,7 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "image size": (
         lambda p: rewrite(p, "observations/images/top", np.zeros((9, 6, 8, 3), np.uint8)),
-        r"frames of top of size \(6, 8\), but 2 of the 3",
+        "has pictures of camera top: 6 x 8 pixels, but 2 of the 3",
     ),
     "float images": (
         lambda p: rewrite(p, "observations/images/top", np.zeros((9, *IMAGE, 3), np.float32)),
@@ -311,7 +311,7 @@ def test_encoded_frames_of_another_size_are_refused_when_met(new_set: Callable[[
     path = made.add(4, compress=True)
     with h5py.File(path, "r+") as file:
         file["observations/images/top"][2] = np.frombuffer(jpeg(np.zeros((6, 8, 3), np.uint8)), np.uint8)
-    with pytest.raises(UserError, match="frame 2 of top is 6 x 8 pixels, but the set begins with 12 x 16"):
+    with pytest.raises(UserError, match=r"image_top at steps \[2\]: frame 2: 6 x 8 pixels, expected 12 x 16"):
         AlohaHdf5Reader(made.folder).read(0, np.array([2]), ["image_top"])
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import h5py
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from any_format import FORMATS, LENGTHS, break_episode, write_set
 
 from vla_ft.config import DataConfig
 from vla_ft.data.checking.dataset import CheckOptions, check_dataset
+from vla_ft.data.formats.npz import NpzReader
 
 
 def checked(path, **options):
@@ -129,3 +133,23 @@ def test_a_cut_video_is_unreadable(tmp_path):
 
 def test_episodes_shorter_than_the_chunk(aloha):
     assert [f.episode for f in checked(aloha, chunk=13).findings if f.kind == "short"] == [1, 3]
+
+
+class Crashing(NpzReader):
+    """Stands for a decoder that takes its process with it."""
+
+    def read(self, episode, steps, keys):
+        """Ends the process at episode 2."""
+        if episode == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(episode, steps, keys)
+
+
+def test_an_episode_that_ends_its_process_is_named(tmp_path, monkeypatch):
+    path = write_set(tmp_path / "set", "npz")
+    monkeypatch.setattr("vla_ft.data.checking.dataset._BATCH", 2)
+    report = check_dataset(Crashing(path), CheckOptions(workers=2, skip=True))
+    (finding,) = report.findings
+    assert (finding.level, finding.kind, finding.episode, finding.name) == ("error", "damaged", 2, "episode_000002.npz")
+    assert "ended without a word" in finding.message
+    assert report.frames == 3 * 2 * 8, "the other episodes were examined"

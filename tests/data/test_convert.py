@@ -15,7 +15,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from lerobot_sets import edit_json
+from lerobot_sets import write_set as write_lerobot
 from written_sets import DESCRIPTION, KEYS, LENGTHS, instruction, make_episode, write_all
 
 from vla_ft.cli import main
@@ -131,12 +135,33 @@ def test_a_real_alohas_columns_and_shift(tmp_path: Path, source: Path) -> None:
 
 
 def test_instructions_that_change_are_counted(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the record too, and of all episodes: also of those that were written before an interruption."""
+
     def at(self: EpisodeReader, episode: int, step: int) -> str:
-        return f"part {step}" if episode == 1 and step == 4 else self.instruction(episode)
+        return f"part {step}" if episode in (0, 3) and step == 2 else self.instruction(episode)
 
     monkeypatch.setattr("vla_ft.data.formats.npz.NpzReader.instruction_at", at)
-    assert "not kept: 1 episodes change their instruction on the way, and have their first one throughout" in told(
-        source, tmp_path / "out", "rlds"
+    line = "2 episodes change their instruction on the way, and have their first one throughout"
+    assert f"not kept: {line}" in told(source, tmp_path / "out", "rlds")
+    whole = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert line in whole["not kept"]
+    with monkeypatch.context() as patch:
+        assert not ends_within(7, patch, lambda: told(source, tmp_path / "again", "rlds"))
+    lines = told(source, tmp_path / "again", "rlds")
+    assert any(said.startswith("going on behind") for said in lines)
+    assert json.loads((tmp_path / "again" / RECORD).read_text()) == whole
+
+
+def test_digits_that_float32_has_not_are_told(tmp_path: Path) -> None:
+    path = write_lerobot(tmp_path / "set", "v2.1", "image")
+    for file in path.glob("data/*/*.parquet"):
+        table = pq.read_table(file)
+        place = table.schema.get_field_index("action")
+        wide = table.column("action").cast(pa.list_(pa.float64(), 6))
+        pq.write_table(table.set_column(place, pa.field("action", wide.type), wide), file)
+    edit_json(path / "meta/info.json", lambda info: info["features"]["action"].update(dtype="float64"))
+    assert "not kept: action beyond float32 (it is float64): it is not read from the source" in told(
+        path, tmp_path / "out", "npz"
     )
 
 
@@ -179,10 +204,7 @@ def test_the_same_bytes_whatever_interrupts(
         with monkeypatch.context() as patch:
             if ends_within(stops, patch, lambda at=target: told(source, at, format)):  # type: ignore[misc]
                 break
-        if not (target / RECORD).is_file() and JOURNAL in os.listdir(target):
-            told(source, target, format)
-        else:
-            told(source, target, format)
+        told(source, target, format)
         assert contents(target.parent) == whole
         stops += every
     assert stops > 10
@@ -332,3 +354,11 @@ def test_rlds_claims_nothing_that_its_files_do_not_say(tmp_path: Path, source: P
     assert (about.action_kind, about.action_mode, about.gripper) == ("unknown", "unknown", "unknown")
     told(tmp_path / "rlds", tmp_path / "npz", "npz", fps=10)
     assert open_dataset(tmp_path / "npz").description.action_kind == "unknown"
+
+
+def test_the_usual_way_of_pictures_said_or_not_is_the_same(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "out"
+    told(source, target, "npz")
+    assert told(source, target, "npz", images="png") == [f"It is there already. 4 episodes: {target}"]
+    with pytest.raises(UserError, match="images was 'png', now 'raw'"):
+        told(source, target, "npz", images="raw")

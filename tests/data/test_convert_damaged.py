@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,20 @@ def test_a_failing_disk_leaves_no_episode_out(tmp_path: Path, monkeypatch: pytes
             convert(config, lambda line: None)
     done = convert(config, lambda line: None)
     assert (done.episodes, done.skipped) == (4, {})
+
+
+def test_errors_of_a_read_call_leave_no_episode_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_set(tmp_path / "set", "npz")
+    pread = os.pread
+
+    def failing(descriptor: int, size: int, place: int) -> bytes:
+        if "episode_000001" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(descriptor, size, place)
+
+    config = ConvertConfig(source=str(path), target=str(tmp_path / "out"), format="npz", on_damage="skip")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing)
+        with pytest.raises(UserError, match="Input/output error"):
+            convert(config, lambda line: None)
+    assert convert(config, lambda line: None).episodes == 4

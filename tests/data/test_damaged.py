@@ -75,7 +75,7 @@ def test_an_aloha_file_unlike_the_others_is_damage(tmp_path, change):
         DataConfig(path=str(path)).open(str(path))
     reader = DataConfig(path=str(path), on_damage="skip").open(str(path))
     (one,) = find_damaged(reader).episodes
-    wanted = {"width": "an action width 5", "camera": "camera wrist of size missing", "rate": r"a rate \(fps\) of 6"}
+    wanted = {"width": "an action width 5", "camera": "pictures of camera wrist: none", "rate": r"a rate \(fps\) of 6"}
     assert one.episode == 0
     with pytest.raises(UserError, match=wanted[change]):
         reader.read(0, np.arange(1), ("action",))

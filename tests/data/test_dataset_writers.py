@@ -228,3 +228,14 @@ def test_other_settings_and_other_writers_are_refused(maker: Callable, tmp_path:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Cannot write to"):
         maker(tmp_path / "file")
+
+
+def test_a_foreign_finished_dataset_is_not_adopted(tmp_path: Path) -> None:
+    writer = RldsWriter(tmp_path, DESCRIPTION)
+    write_all(writer)
+    sidecar = writer.finish() / "vla_ft.json"
+    sidecar.unlink()  # as TFDS itself writes them
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"1\.0\.0 .*was not written by this project"):
+        RldsWriter(tmp_path, DESCRIPTION)
+    assert contents(tmp_path) == before

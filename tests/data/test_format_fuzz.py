@@ -18,6 +18,7 @@ from pathlib import Path
 import example_protos
 import numpy as np
 import pytest
+from fuzz_counts import record_counts
 from google.protobuf.message import DecodeError
 from written_sets import DESCRIPTION, KEYS, write_all
 
@@ -186,7 +187,7 @@ def test_rlds_shards(rlds_set: Path, tmp_path: Path, cases: range) -> None:
         return "partly refused" if len(found) < len(wanted) else "harmless"
 
     counts = run_cases(cases, origin, tmp_path / "case", one)
-    print(counts)
+    record_counts("rlds shards", counts)
     assert counts.get("harmless", 0) <= len(cases) // 3
     assert counts["refused"] >= len(cases) // 4
 
@@ -233,7 +234,7 @@ def test_rlds_records_with_right_checksums(rlds_set: Path, tmp_path: Path, cases
         return "read" if read == len(reader.features) else "partly refused"
 
     counts = run_cases(cases, rlds_set, tmp_path / "case", one)
-    print(counts)
+    record_counts("rlds records", counts)
     assert len(counts) >= 2
 
 
@@ -263,7 +264,7 @@ def test_rlds_descriptions(rlds_set: Path, tmp_path: Path, cases: range) -> None
         assert_right(found, wanted, case)
         return f"{name} read"
 
-    print(run_cases(cases, origin, tmp_path / "case", one))
+    record_counts("rlds descriptions", run_cases(cases, origin, tmp_path / "case", one))
 
 
 @pytest.mark.parametrize("cases", CASES)
@@ -284,5 +285,5 @@ def test_npz_files(npz_set: Path, tmp_path: Path, cases: range) -> None:
         return "partly refused" if len(found) < len(wanted) else "harmless"
 
     counts = run_cases(cases, npz_set, tmp_path / "case", one)
-    print(counts)
+    record_counts("npz", counts)
     assert counts["partly refused"] >= len(cases) // 4

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from any_format import FORMATS, write_set
 from episode_sets import SetOnDisk
 
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
 from vla_ft.data.formats.registry import open_dataset
+from vla_ft.data.opening import ReadConfig
 from vla_ft.errors import UserError
 
 
@@ -58,3 +61,13 @@ def test_folders_that_look_like_a_format_and_are_not_whole(tmp_path: Path) -> No
     (tmp_path / "episode_000000.npz").touch()
     with pytest.raises(UserError, match=r"has no dataset\.json"):
         open_dataset(tmp_path, format="npz")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_hints_name_what_can_be_typed(tmp_path: Path, format: str) -> None:
+    path = write_set(tmp_path / "set", format)
+    with pytest.raises(UserError, match="Unknown option of format") as caught:
+        open_dataset(path, franes=1)
+    typed = {field.name for field in dataclasses.fields(ReadConfig)}
+    known = str(caught.value).split("Known: ")[1].rstrip(".").split(", ")
+    assert set(known) <= typed

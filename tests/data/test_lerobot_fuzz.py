@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lerobot_mutations
 import pytest
+from fuzz_counts import record_counts
 
 SECONDS_A_CASE = 5
 
@@ -39,6 +40,7 @@ def run_cases(folder: Path, first: int, count: int) -> collections.Counter[str]:
 
 def test_fifty_damaged_datasets(tmp_path: Path) -> None:
     seen = run_cases(tmp_path, 0, 50)
+    record_counts("lerobot", dict(seen))
     assert seen["named"] > 20
     assert seen["right"] > 0
 
@@ -46,5 +48,5 @@ def test_fifty_damaged_datasets(tmp_path: Path) -> None:
 @pytest.mark.nightly
 def test_a_thousand_damaged_datasets(tmp_path: Path) -> None:
     seen = run_cases(tmp_path, 50, 1000)
-    print(dict(seen))
+    record_counts("lerobot", dict(seen))
     assert seen["named"] > 400

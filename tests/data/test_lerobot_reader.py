@@ -409,12 +409,12 @@ def test_wrong_index_and_nan(copy_of: Callable[[str], Path], tmp_path: Path) -> 
 def test_an_image_of_another_size(copy_of: Callable[[str], Path], tmp_path: Path) -> None:
     path = copy_of("v3.0_image")
     edit_json(path / INFO, lambda i: i["features"][CAMERA].update(shape=[16, 48, 3]))
-    with pytest.raises(UserError, match="the image is 32 x 48 pixels, expected \\(16, 48\\)"):
+    with pytest.raises(UserError, match="32 x 48 pixels, expected 16 x 48"):
         read_all(LeRobotReader(path, cache=tmp_path), 0)
 
 
 def test_info_without_numbers(copy_of: Callable[[str], Path]) -> None:
     path = copy_of("v3.0_image")
     (path / INFO).write_text(json.dumps([]))
-    with pytest.raises(UserError, match="version None"):
+    with pytest.raises(UserError, match=r"info\.json holds a list, expected .*; copy it again"):
         LeRobotReader(path)

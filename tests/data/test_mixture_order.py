@@ -124,3 +124,22 @@ def test_a_limit_takes_other_steps_in_each_pass_and_all_of_them_in_the_end() -> 
             assert visits.max() == 1, "two passes take 20 different steps of 25"
         assert sorted(step for episode, step in found if episode == 0) == [0, 1, 2, 3]
     assert (visits == 2).all(), "50 windows of 25 steps are two of each"
+
+
+@pytest.mark.parametrize(
+    ("steps", "weights", "quotas"),
+    [
+        ([2, 2, 1, 1, 1, 1], [1, 1, 0.1, 0.1, 0.1, 0.1], [1, 1, 1, 1, 1, 1]),
+        ([4, 3, 1, 1, 1, 1], [1, 1, 0.1, 0.1, 0.1, 0.1], [1, 2, 1, 1, 1, 1]),
+    ],
+)
+def test_what_small_ones_need_comes_from_all_large_ones(
+    steps: list[int], weights: list[float], quotas: list[int]
+) -> None:
+    assert epoch_quotas(steps, weights) == quotas
+
+
+@given(mix=st.lists(st.tuples(st.integers(1, 9), st.sampled_from([1.0, 0.01, 0.1, 0.5, 2.0])), min_size=1, max_size=9))
+def test_no_quota_is_empty(mix: list[tuple[int, float]]) -> None:
+    quotas = epoch_quotas([steps for steps, _ in mix], [weight for _, weight in mix])
+    assert min(quotas) >= 1

@@ -90,3 +90,16 @@ def test_memory_is_bounded() -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
     assert peaks[-1] < 1.3 * peaks[0], peaks
+
+
+def test_exact_quantiles_do_not_copy_what_is_held() -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 1000, 16)).astype(np.float32)
+    quantiles = Quantiles(16)
+    for part in rows:
+        quantiles.add(part)
+    tracemalloc.start()
+    answer = quantiles.quantile(0.25)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < rows.nbytes / 2
+    np.testing.assert_array_equal(answer, np.quantile(rows.reshape(-1, 16).astype(np.float64), 0.25, axis=0))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -155,20 +153,6 @@ def test_bridge_moves_as_the_arm_did_and_the_first_zero_action_goes() -> None:
     np.testing.assert_array_equal(proprio, state[1:-1])
     longer, _ = standard("bridge_dataset", raw)
     np.testing.assert_array_equal(longer[1:], action)
-
-
-def test_kuka_inflates_its_compressed_state() -> None:
-    raw = raw_columns("kuka")
-    plain = standard("kuka", raw)[1]
-    packed = dict(raw)
-    for key in ("observation/clip_function_input/base_pose_tool_reached", "observation/gripper_closed"):
-        rows = np.empty(STEPS, dtype=object)
-        rows[:] = [zlib.compress(row.tobytes()) for row in raw[key]]
-        packed[key] = rows
-    unpacked = standard("kuka", packed)[1]
-    assert plain is not None
-    assert unpacked is not None
-    np.testing.assert_array_equal(unpacked, plain)
 
 
 @pytest.mark.parametrize(

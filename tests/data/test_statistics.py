@@ -8,9 +8,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from any_format import write_set
 from episode_sets import SetOnDisk
+from lerobot_sets import edit_json
 
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
+from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.statistics import DatasetStatistics, cached_statistics, compute_statistics, statistics_cache
 from vla_ft.errors import UserError
 
@@ -142,3 +145,14 @@ def test_a_cache_that_cannot_be_written_does_not_matter(
     made = cached_statistics(AlohaHdf5Reader(aloha_set.folder), [0, 1], tmp_path / "statistics.json")
     assert made.episodes == 2
     assert DatasetStatistics.load(tmp_path / "statistics.json").source_hash == made.source_hash
+
+
+def test_names_are_those_of_now(tmp_path: Path) -> None:
+    """They are no part of the numbers that the cache goes by."""
+    path = write_set(tmp_path / "set", "npz")
+    cached_statistics(open_dataset(path), [0, 1], tmp_path / "run.json")
+    edit_json(path / "dataset.json", lambda content: content["description"].update(action_names=["u", "v", "w"]))
+    for place in ("run.json", "other_run.json"):
+        found = cached_statistics(open_dataset(path), [0, 1], tmp_path / place)
+        assert found["action"].names == ("u", "v", "w")
+        assert DatasetStatistics.load(tmp_path / place)["action"].names == ("u", "v", "w")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_ft.data.formats.base import EpisodeReader
@@ -117,3 +117,15 @@ def test_impossible_requests_are_refused() -> None:
         with pytest.raises(IndexError, match="number 0"):
             build_sample(Numbers([5]), 0, step, WindowSpec(), [])
     assert len(WindowIndex(np.array([4]), np.array([], dtype=int))) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(length=st.integers(2, 20), limit=st.integers(1, 19), seed=st.integers(0, 99))
+def test_a_pass_takes_no_step_twice(length: int, limit: int, seed: int) -> None:
+    index = WindowIndex(np.array([length]), np.array([0]), limit=limit, seed=seed)
+    seen = np.zeros(length, dtype=int)
+    for turn in range(length):
+        steps = [index.locate(number, turn)[1] for number in range(len(index))]
+        assert len(set(steps)) == len(steps) == min(length, limit)
+        seen[steps] += 1
+    assert seen.max() == seen.min(), "as often as any other"

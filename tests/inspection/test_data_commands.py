@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import h5py
@@ -58,12 +59,12 @@ def test_check_says_where_and_how_bad(tmp_path, capsys):
     report = tmp_path / "report.json"
     assert main(["data", "check", str(path), f"output={report}", "images=all", "workers=1"]) == 1
     said = capsys.readouterr().out
-    assert "error: damaged (1)" in said and "episode_000002.npz" in said and "1 errors" in said
+    assert "error: damaged (1)" in said and "episode_000002.npz" in said and "; 1 error\n" in said
     written = json.loads(report.read_text())
     assert (written["errors"], written["episodes"], written["left_out"]) == (1, 4, [])
     assert written["findings"][0]["episode"] == 2
     assert main(["data", "check", str(path), "on_damage=skip", "workers=1"]) == 0
-    assert "1 damaged episodes left out" in capsys.readouterr().out
+    assert "1 damaged episode left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,24 @@ def test_check_says_where_and_how_bad(tmp_path, capsys):
 def test_mistakes_are_sentences(capsys, words, sentence):
     assert main(words) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_findings_are_said_before_they_are_written(tmp_path, capsys, monkeypatch):
+    path = write_set(tmp_path / "set", "npz")
+    break_episode(path, "npz", 2)
+    report = tmp_path / "report.json"
+    report.write_text("{}")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        assert main(["data", "check", str(path), f"output={report}", "workers=0"]) == 2
+    said = capsys.readouterr()
+    assert "episode_000002.npz" in said.out
+    assert f"Cannot write {report}: " in said.err and "No space left" in said.err
+    assert report.read_text() == "{}", "what was there is whole"
+    assert [p.name for p in tmp_path.iterdir() if "unfinished" in p.name] == []
+    assert main(["data", "check", str(path), f"output={tmp_path}", "workers=0"]) == 2
+    assert "is a folder" in capsys.readouterr().err

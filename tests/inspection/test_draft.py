@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 
@@ -11,8 +12,11 @@ from any_format import DESCRIPTION, FORMATS, break_episode, write_set
 
 from vla_ft.cli import main
 from vla_ft.config import load_run_config
+from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.sample import DatasetDescription
-from vla_ft.data.statistics import DatasetStatistics, statistics_cache
+from vla_ft.data.statistics import DatasetStatistics, compute_statistics, statistics_cache
+from vla_ft.data.wrapping import WrappedReader
+from vla_ft.inspection.unknowns import unknowns
 from vla_ft.policies import act, registry
 
 NARROW = (
@@ -147,3 +151,26 @@ def test_what_act_suggests(size, fps, expected):
     statistics = DatasetStatistics(features={}, source_hash="")
     assert act.suggest(about, statistics) == expected
     assert np.all(np.array(expected["image_size"] or [8]) % 8 == 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, False),
+        ({"gripper_dims": ()}, False),  # its name says it
+        ({"gripper_dims": (), "action_names": ("x", "y", "z")}, True),
+        ({"gripper_dims": (), "gripper": "unknown"}, True),
+    ],
+)
+def test_a_gripper_that_no_dimension_is_marked_as(tmp_path, change, told):
+    reader = WrappedReader(open_dataset(write_set(tmp_path / "set", "npz")))
+    reader.description = dataclasses.replace(reader.description, **change)
+    notes = unknowns(reader, compute_statistics(reader, [0]), None)
+    assert any("which action is the gripper" in note for note in notes) == told
+
+
+def test_options_may_be_written_with_dashes(tmp_path):
+    path, file = write_set(tmp_path / "set", "npz"), tmp_path / "mine.yaml"
+    words = ["--policy", "act", f"--output={file}", "--data.fps", "7"]
+    assert main(["recipe", "from-data", str(path), *words]) == 0
+    assert load_run_config([f"recipe={file}"]).policy == "act"

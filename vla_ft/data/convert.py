@@ -93,6 +93,7 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Conver
     something else, a source that cannot be read, a damaged episode unless they are skipped, and a full disk.
     """
     kind, _ = find_writer(config.format)
+    config = dataclasses.replace(config, images=config.images or kind.IMAGES[0])  # said or not: one conversion
     source, target = Path(config.source), Path(config.target)
     reader = open_read(
         source, config.from_format, config.standardize, config.cameras, config.image_size, config.reader_options()
@@ -104,11 +105,11 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Conver
     _refuse_foreign(target)
     writer = open_writer(target, reader.description, config.format, config.images, reader.action_offset)
     try:
-        lost = losses(reader, writer, config.images or kind.IMAGES[0])
+        lost = losses(reader, writer, str(config.images))
         for line in lost:
             say(f"not kept: {line}")
         journal = _Journal(target, about | {"times": _times(reader)}, begun=bool(writer.done))
-        _write_episodes(reader, writer, journal, config.on_damage == "skip", say)
+        lost += _write_episodes(reader, writer, journal, config.on_damage == "skip", say)
         if not writer.done:
             raise UserError(_nothing_left(source, journal.skipped))
         writer.finish()
@@ -172,12 +173,15 @@ def _read(reader: EpisodeReader, episode: int, steps: np.ndarray, keys: list[str
 
 def _write_episodes(
     reader: EpisodeReader, writer: DatasetWriter, journal: _Journal, skips: bool, say: Callable[[str], None]
-) -> None:
+) -> list[str]:
+    """Write what is not there yet. Returns what only the way through all episodes shows to be lost."""
     number = len(reader.lengths)
-    left = [episode for episode in range(number) if str(episode) not in journal.skipped][writer.done :]
+    sound = [episode for episode in range(number) if str(episode) not in journal.skipped]
+    there, left = sound[: writer.done], sound[writer.done :]
     if writer.done or journal.skipped:
         say(f"going on behind {number - len(left)} of {number} episodes")
-    last, changing = time.monotonic(), 0
+    last = time.monotonic()
+    changing = sum(_instruction(reader, episode)[1] for episode in there)
     for episode in left:
         try:
             instruction, changes = _instruction(reader, episode)
@@ -194,8 +198,11 @@ def _write_episodes(
         if time.monotonic() - last > _SAY_EVERY:
             say(f"{writer.done} of {number} episodes")
             last = time.monotonic()
-    if changing:
-        say(f"not kept: {changing} episodes change their instruction on the way, and have their first one throughout")
+    if not changing:
+        return []
+    line = f"{changing} episodes change their instruction on the way, and have their first one throughout"
+    say(f"not kept: {line}")
+    return [line]
 
 
 def _instruction(reader: EpisodeReader, episode: int) -> tuple[str, bool]:

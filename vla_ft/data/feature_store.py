@@ -26,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vla_ft.checkpoints import describe
+from vla_ft.data.formats.writing import sync
 from vla_ft.data.windows import WindowSpec
 from vla_ft.errors import UserError
 
@@ -159,7 +160,7 @@ class FeatureFolder:
             file.flush()
             os.fsync(file.fileno())
         incoming.rename(self.shard(number))
-        _sync(self.folder)
+        sync(self.folder)
 
     def describe(self, number: int) -> dict[str, Any]:
         """Size and hash of a shard."""
@@ -293,14 +294,6 @@ def _replace(path: Path, text: str) -> None:
     """Put a small text file in place in one step that survives a crash."""
     temporary = path.with_name(f"{_INCOMING}{path.name}")
     temporary.write_text(text)
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)

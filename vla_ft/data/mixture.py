@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from vla_ft.data.windows import WindowIndex
 from vla_ft.data.wrapping import NamedReader
 from vla_ft.errors import UserError
 
+_UNSAID = ("", "unknown")
 _MUST_AGREE = ("action_names", "action_units", "action_kind", "action_mode", "gripper", "gripper_dims")
 
 
@@ -167,22 +169,26 @@ def epoch_quotas(steps: Sequence[int], weights: Sequence[float]) -> list[int]:
     exact = np.asarray(steps, dtype=np.float64) * factors / unit
     total = max(len(steps), int(exact.sum() + 1e-6))
     quotas = np.maximum(1, np.floor(exact + 1e-6)).astype(np.int64)
-    # What rounding down has left goes to the largest remainders; what a raised quota took, the largest gives.
+    # What rounding down has left goes to the largest remainders; what raised quotas took, the largest give, one by one.
     for place in np.argsort(np.floor(exact + 1e-6) - exact, kind="stable")[: max(0, total - int(quotas.sum()))]:
         quotas[place] += 1
-    quotas[int(np.argmax(quotas))] -= max(0, int(quotas.sum()) - total)
+    for _ in range(int(quotas.sum()) - total):
+        quotas[int(np.argmax(quotas))] -= 1
     return [int(q) for q in quotas]
 
 
 def _common(name: str, parts: Sequence[DatasetDescription]) -> DatasetDescription:
     first = parts[0]
+    space = {what: getattr(first, what) for what in _MUST_AGREE}
     for other in parts[1:]:
-        for what in _MUST_AGREE:
-            if getattr(other, what) != getattr(first, what):
+        for what, known in space.items():
+            both = _agreed(known, getattr(other, what))
+            if both is None:
                 raise UserError(
-                    f"'{first.name}' and '{other.name}' cannot be mixed: {what} is {getattr(first, what)} and "
+                    f"'{_first_to_say(parts, what, other)}' and '{other.name}' cannot be mixed: {what} is {known} and "
                     f"{getattr(other, what)}. Mix datasets of one action space, or standardise them to one."
                 )
+            space[what] = both
     cameras = {camera: size for camera, size in first.cameras.items() if all(camera in p.cameras for p in parts)}
     for camera, size in cameras.items():
         odd = next((p for p in parts if p.cameras[camera] != size), None)
@@ -191,17 +197,32 @@ def _common(name: str, parts: Sequence[DatasetDescription]) -> DatasetDescriptio
                 f"Camera '{camera}' has {size} pixels in '{first.name}' and {odd.cameras[camera]} in '{odd.name}'. "
                 "Bring them to one size with data.image_size=[224,224]."
             )
-    same_proprio = all((p.proprio_names, p.proprio_units) == (first.proprio_names, first.proprio_units) for p in parts)
+    same_proprio = all(part.proprio_names == first.proprio_names for part in parts)
+    units: Any = first.proprio_units
+    for part in parts if same_proprio else ():
+        units = units and _agreed(units, part.proprio_units)
     return DatasetDescription(
         name=name,
         cameras=cameras,
-        action_names=first.action_names,
-        action_units=first.action_units,
-        proprio_names=first.proprio_names if same_proprio else (),
-        proprio_units=first.proprio_units if same_proprio else (),
-        action_kind=first.action_kind,
-        action_mode=first.action_mode,
-        gripper=first.gripper,
-        gripper_dims=first.gripper_dims,
+        **space,
+        proprio_names=first.proprio_names if same_proprio and units is not None else (),
+        proprio_units=units if same_proprio and units is not None else (),
         fps=first.fps if all(p.fps == first.fps for p in parts) else 0.0,
     )
+
+
+def _agreed(one: Any, other: Any) -> Any:
+    """What both say, ``unknown`` agreeing with anything (of units each by itself); None where they differ."""
+    if isinstance(one, str):
+        return one if other in (one, *_UNSAID) else other if one in _UNSAID else None
+    if not one or not other:  # gripper_dims that are not known
+        return one or other
+    if len(one) != len(other):
+        return None
+    pairs = [_agreed(a, b) if isinstance(a, str) else a if a == b else None for a, b in zip(one, other, strict=True)]
+    return None if None in pairs else tuple(pairs)
+
+
+def _first_to_say(parts: Sequence[DatasetDescription], what: str, other: DatasetDescription) -> str:
+    """The part before ``other`` that disagrees with it."""
+    return next(p.name for p in parts if _agreed(getattr(p, what), getattr(other, what)) is None)

@@ -25,13 +25,11 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadConfig:
-    """How demonstrations are read, whatever they are read for; options that a format does not know are refused."""
+class ReaderOptions:
+    """What single formats take; options that a format does not know are refused."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    cameras: tuple[str, ...] | None = None
-    """Cameras to use, in the policy's order; null takes all of the dataset."""
     fps: float | None = None
     """Frames per second when the files do not say."""
     sim: bool | None = None
@@ -47,8 +45,6 @@ class ReadConfig:
     """Columns that are joined to the action vector, in formats whose columns have names; null takes the usual one."""
     proprio: tuple[str, ...] | None = None
     """The same for proprioception."""
-    image_size: tuple[Positive, Positive] | None = None
-    """(height, width) that every camera is resized to, as published RLDS loaders do (Lanczos3); null keeps sizes."""
     action_kind: Literal["joint", "end_effector"] | None = None
     """What an action is, for formats that do not record it; for the record, nothing is converted."""
     action_mode: Literal["absolute", "delta"] | None = None
@@ -67,10 +63,22 @@ class ReadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixEntry:
-    """One dataset of a mix."""
+class ReadConfig(ReaderOptions):
+    """How demonstrations are read, whatever they are read for."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    cameras: tuple[str, ...] | None = None
+    """Cameras to use, in the policy's order; null takes all of the dataset."""
+    image_size: tuple[Positive, Positive] | None = None
+    """(height, width) that every camera is resized to, as published RLDS loaders do (Lanczos3); null keeps sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixEntry(ReaderOptions):
+    """One dataset of a mix; its own options go before those of ``data``, which are for all."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     path: str | None = None
     """Its place: absolute, below ``data.path``, or ``hub:owner/name[@revision]``; null takes its name in the mix."""
@@ -126,7 +134,7 @@ def open_part(
 ) -> EpisodeReader:
     """One dataset of a mix at ``path``, in standard form where it has one. Raises UserError."""
     wanted = entry.standardize or (name if name in STANDARDIZATIONS else NOT_STANDARDIZED)
-    reader = open_read(path, entry.format, wanted, cameras, image_size, options)
+    reader = open_read(path, entry.format, wanted, cameras, image_size, {**options, **entry.reader_options()})
     return NamedReader(reader, name)
 
 

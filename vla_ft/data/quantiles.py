@@ -124,7 +124,6 @@ class Quantiles:
         """float64 [D]; by linear interpolation, as NumPy's default."""
         if self._sketch is not None:
             return self._sketch.quantile(q)
-        columns = range(self._width)
-        if len(self._rows) > 1:
-            self._rows = [np.concatenate(self._rows)]
-        return np.array([np.quantile(self._rows[0][:, d].astype(np.float64), q) for d in columns])
+        # A dimension at a time: all at once would be a second copy of what is held.
+        columns = (np.concatenate([part[:, d] for part in self._rows]) for d in range(self._width))
+        return np.array([np.quantile(column.astype(np.float64), q) for column in columns])

@@ -6,15 +6,15 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.kept import cache_folder
 from vla_ft.data.quantiles import Moments, Quantiles
 from vla_ft.errors import UserError, unknown
 
@@ -150,12 +150,8 @@ class DatasetStatistics:
 
 
 def statistics_cache() -> Path:
-    """Folder of statistics for all runs: below ``VLA_FT_CACHE``, else below ``~/.cache/vla_ft``."""
-    given = os.environ.get("VLA_FT_CACHE")
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if caches.startswith("~"):  # a container's user without a home
-        caches = f"{tempfile.gettempdir()}/cache-{os.getuid()}"
-    return Path(given or f"{caches}/vla_ft") / "statistics"
+    """Folder of statistics for all runs: below that of all caches (``formats.kept``)."""
+    return cache_folder() / "statistics"
 
 
 def cached_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray, path: Path) -> DatasetStatistics:
@@ -172,15 +168,25 @@ def cached_statistics(reader: EpisodeReader, episodes: Sequence[int] | np.ndarra
             with contextlib.suppress(UserError):
                 kept = DatasetStatistics.load(place)
                 if kept.source_hash == wanted:
-                    if place != path:
-                        kept.save(path)
-                    return kept
+                    named = _renamed(kept, reader)
+                    if place != path or named is not kept:
+                        named.save(path)
+                    return named
     statistics = compute_statistics(reader, episodes)
     statistics.save(path)
     with contextlib.suppress(OSError, UserError):
         shared.parent.mkdir(parents=True, exist_ok=True)
         statistics.save(shared)
     return statistics
+
+
+def _renamed(kept: DatasetStatistics, reader: EpisodeReader) -> DatasetStatistics:
+    """The names as the dataset gives them now: they are no part of the numbers that a cache goes by."""
+    names = {"action": reader.description.action_names, "proprio": reader.description.proprio_names}
+    if all(kept.features[key].names == names[key] for key in FEATURES):
+        return kept
+    features = {key: replace(kept.features[key], names=names[key]) for key in FEATURES}
+    return replace(kept, features=features)
 
 
 def source_hash(reader: EpisodeReader, episodes: Sequence[int] | np.ndarray) -> str:

@@ -49,7 +49,8 @@ class WindowIndex:
         step = index - (int(self.ends[row - 1]) if row else 0)
         episode, length = int(self.episodes[row]), int(self._lengths[row])
         if self.limit is not None and length > self.limit:
-            place = np.array([turn * self.limit + step])
+            # Round and round one shuffled ring, shorter than once a pass: no step twice in a pass, none seldomer.
+            place = np.array([(turn * self.limit + step) % length])
             step = int(shuffled(place, length, hash_seed(f"steps {self.seed} {episode}"))[0])
         return episode, step
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from vla_ft.config import DataConfig
 from vla_ft.data.checking.dataset import CheckOptions, check_dataset
 from vla_ft.data.checking.findings import CheckReport
 from vla_ft.data.checking.frames import ImageMode
+from vla_ft.data.formats.writing import write_json
 from vla_ft.errors import UserError
 
 
@@ -37,15 +37,22 @@ class CheckConfig:
 
 
 def check(config: CheckConfig) -> CheckReport:
-    """Check a dataset and write ``output``. Raises UserError for data that cannot be opened at all."""
+    """Check a dataset. Raises UserError for data that cannot be opened at all, and an ``output`` that cannot be."""
     output = Path(config.output) if config.output else None
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"output={output} cannot be written: its folder does not exist. Make it first.")
+    if output is not None and output.is_dir():
+        raise UserError(f"output={output} is a folder. Name a file for the findings, such as {output / 'check.json'}.")
     data = dataclasses.replace(config.data, on_damage="skip")  # all damage is looked for, not the first
     options = CheckOptions(
         images=config.images, chunk=config.chunk, skip=config.on_damage == "skip", workers=config.workers
     )
-    report = check_dataset(data.open(data.path), options)
-    if output is not None:
-        output.write_text(json.dumps(report.to_json(), indent=1))
-    return report
+    return check_dataset(data.open(data.path), options)
+
+
+def write_report(report: CheckReport, output: str) -> None:
+    """All findings as JSON; a reader sees the old file or the whole new one. Raises UserError."""
+    try:
+        write_json(Path(output), report.to_json())
+    except OSError as error:
+        raise UserError(f"Cannot write {output}: {error}. What was found is printed above.") from error

@@ -95,10 +95,14 @@ def print_report(console: Console, report: CheckReport) -> None:
 def verdict(report: CheckReport) -> str:
     """The outcome in words."""
     errors, warnings, left_out = len(report.of("error")), len(report.of("warning")), report.left_out
-    parts = [f"{errors} errors" if errors else "nothing is wrong"]
-    parts += [f"{warnings} warnings"] if warnings else []
-    parts += [f"{len(left_out)} damaged episodes left out"] if left_out else []
+    parts = [_many(errors, "error") if errors else "nothing is wrong"]
+    parts += [_many(warnings, "warning")] if warnings else []
+    parts += [f"{_many(len(left_out), 'damaged episode')} left out"] if left_out else []
     return ", ".join(parts)
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _print_kind(console: Console, level: str, kind: str, group: Sequence[Finding]) -> None:

@@ -37,6 +37,8 @@ def _meaning(about: DatasetDescription) -> list[str]:
         notes.append("whether actions are targets or changes: data.action_mode=absolute or delta")
     if about.gripper in ("", "unknown"):
         notes.append("which action is the gripper, and whether 1 is open or closed")
+    elif not about.gripper_dims and not any("gripper" in name.lower() for name in about.action_names):
+        notes.append(f"which action is the gripper, of which is known: {about.gripper}")
     for part, names, units in (
         ("action", about.action_names, about.action_units),
         ("proprio", about.proprio_names, about.proprio_units),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,8 +100,32 @@ def _examined(reader: EpisodeReader, options: CheckOptions) -> Iterator[EpisodeF
     if options.workers < 2:
         yield from (examine(reader, *task) for task in tasks)
         return
-    with ProcessPoolExecutor(options.workers, initializer=_take, initargs=(reader,)) as pool:
-        yield from pool.map(_examine, tasks, chunksize=_BATCH)
+    batches = [tasks[start : start + _BATCH] for start in range(0, len(tasks), _BATCH)]
+    while batches:
+        done = 0
+        try:
+            with ProcessPoolExecutor(options.workers, initializer=_take, initargs=(reader,)) as pool:
+                for facts in pool.map(_examine_all, batches):
+                    done += 1
+                    yield from facts
+        except BrokenProcessPool:  # a worker died, in this batch or in one of the next
+            yield from (_alone(reader, task) for task in batches[done])
+            done += 1
+        batches = batches[done:]
+
+
+def _alone(reader: EpisodeReader, task: tuple[int, ImageMode, int]) -> EpisodeFacts:
+    """An episode's facts from a process of its own; that it ended the process is one of them."""
+    try:
+        with ProcessPoolExecutor(1, initializer=_take, initargs=(reader,)) as pool:
+            return pool.submit(_examine, task).result()
+    except BrokenProcessPool:
+        message = (
+            "the process that read it ended without a word: a file that its decoder crashes on, or too little memory. "
+            "Copy it again, or move it out of the set"
+        )
+        name = reader.name_of(task[0])
+        return EpisodeFacts([Finding(level="error", kind="damaged", episode=task[0], name=name, message=message)])
 
 
 def _take(reader: EpisodeReader) -> None:
@@ -111,6 +136,10 @@ def _take(reader: EpisodeReader) -> None:
 def _examine(task: tuple[int, ImageMode, int]) -> EpisodeFacts:
     assert _reader is not None
     return examine(_reader, *task)
+
+
+def _examine_all(tasks: list[tuple[int, ImageMode, int]]) -> list[EpisodeFacts]:
+    return [_examine(task) for task in tasks]
 
 
 def _together(

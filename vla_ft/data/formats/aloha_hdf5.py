@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import numpy as np
-from PIL import Image
 
+from vla_ft.data.formats.aloha_index import open_table, sound_kinds
 from vla_ft.data.formats.aloha_layout import (
     COLUMNS,
     IMAGES,
     TIMES,
     EpisodeHeader,
     check_agreement,
-    inspect_episode,
     list_episodes,
-    sound_headers,
 )
-from vla_ft.data.formats.base import EpisodeReader
-from vla_ft.data.formats.hdf5_files import OpenFile, OpenFiles, open_hdf5
+from vla_ft.data.formats.base import EpisodeReader, beyond_float32
+from vla_ft.data.formats.hdf5_files import HDF5_DAMAGE, OpenFile, OpenFiles, open_hdf5
+from vla_ft.data.formats.kept import remembered
+from vla_ft.data.formats.rlds_values import decode_image, image_size
+from vla_ft.data.formats.tf_example import WireError
 from vla_ft.data.sample import IMAGE_PREFIX, ActionKind, ActionMode, DatasetDescription
 from vla_ft.errors import UserError, unknown
 
@@ -73,17 +73,17 @@ class AlohaHdf5Reader(EpisodeReader):
         self.jpeg_channels = jpeg_channels
         self.paths = list_episodes(self.path)
         self.damage: dict[int, str] = {}
+        table = open_table(self.paths, tolerant)
+        sound: Sequence[int] = range(len(table.kinds))
         if tolerant:
-            found, self.damage, cameras = sound_headers(self.paths, cameras)
-        else:
-            found = {episode: inspect_episode(path) for episode, path in enumerate(self.paths)}
-        headers = list(found.values())
+            sound, self.damage, cameras = sound_kinds(table, self.paths, cameras)
+        headers = [table.kinds[place] for place in sound]
         chosen = _choose_cameras(headers, cameras)
-        check_agreement(headers, chosen)
-        self._first = headers[0].path
-        self.lengths = np.array([found[e].length if e in found else 0 for e in range(len(self.paths))], dtype=np.int64)
+        check_agreement(headers, [int((table.kind == place).sum()) for place in sound], chosen)
+        self._first, self._stamp = headers[0].path, table.stamp
+        self.lengths = np.where(np.isin(table.kind, sound), table.lengths, 0)
         self.action_offset = 0 if _is_sim(headers, sim) else -1
-        self._instructions = {e: h.instruction or instruction for e, h in found.items()}
+        self._texts, self._text = [text or instruction for text in table.texts], table.text
         self._files = OpenFiles(open_files)
         self._fingerprint: str | None = None
         self._encoded = {camera for camera in chosen if headers[0].cameras[camera] is None}
@@ -111,39 +111,47 @@ class AlohaHdf5Reader(EpisodeReader):
 
     def instruction(self, episode: int) -> str:
         """See ``EpisodeReader.instruction``."""
-        return self._instructions.get(episode, "")
+        return "" if episode in self.damage else self._texts[self._text[episode]]
 
     def times(self, episode: int) -> np.ndarray | None:
         """See ``EpisodeReader.times``: a dataset of one number a step under a name that recorders use."""
         if episode in self.damage:
             return None
         file, length = self._files.get(self.paths[episode]), int(self.lengths[episode])
-        for where in TIMES:
-            clock = file.get(where)
-            if isinstance(clock, h5py.Dataset) and clock.size == length and clock.dtype.kind in "fiu":
-                return _numbers(file, self.paths[episode], where, slice(None), np.float64).reshape(length)
+        try:
+            for where in TIMES:
+                clock = file.get(where)
+                if isinstance(clock, h5py.Dataset) and clock.size == length and clock.dtype.kind in "fiu":
+                    return clock[...].astype(np.float64).reshape(length)
+        except HDF5_DAMAGE as error:
+            raise _damaged(self.paths[episode], "the clock", slice(None), error) from error
         return None
 
     def name_of(self, episode: int) -> str:
         """The episode's file name."""
-        return self.paths[episode].name
+        return self.paths.names[episode]
 
     def fingerprint(self) -> str:
-        """Hash of names, lengths, ``sim`` and all action and qpos values in float32; computed once.
+        """Hash of names, lengths, ``sim`` and all action and qpos values in float32; computed once, and kept
+        for these files as they are (``kept``).
 
         Neither file times nor images enter, so that a copied or recompressed set keeps its statistics.
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256(f"aloha_hdf5 {self.action_offset}".encode())
-            for episode, (path, length) in enumerate(zip(self.paths, self.lengths, strict=True)):
-                digest.update(f"{path.name} {length}".encode())
-                if episode in self.damage:
-                    continue
-                with open_hdf5(path) as file:
-                    for where in COLUMNS.values():
-                        digest.update(_numbers(file, path, where, slice(None)).tobytes())
-            self._fingerprint = digest.hexdigest()
+            what = f"aloha_hdf5 {self.action_offset} {sorted(self.damage)}"
+            self._fingerprint = remembered("fingerprints", what, self._stamp, self._hash_numbers)
         return self._fingerprint
+
+    def _hash_numbers(self) -> str:
+        digest = hashlib.sha256(f"aloha_hdf5 {self.action_offset}".encode())
+        for episode, (path, length) in enumerate(zip(self.paths, self.lengths, strict=True)):
+            digest.update(f"{path.name} {length}".encode())
+            if episode in self.damage:
+                continue
+            with open_hdf5(path) as file:
+                for where in COLUMNS.values():
+                    digest.update(_numbers(file, path, where, slice(None)).tobytes())
+        return digest.hexdigest()
 
     def sources(self) -> dict[str, Path]:
         """See ``EpisodeReader.sources``: one file an episode, by its file name."""
@@ -163,11 +171,14 @@ class AlohaHdf5Reader(EpisodeReader):
                 return
             if name not in read:
                 found.append(name)
-            elif name in COLUMNS.values() and not np.can_cast(member.dtype, np.float32):
-                found.append(f"{name} beyond float32 (it is {member.dtype})")
+            elif name in COLUMNS.values():
+                found.extend(beyond_float32({name: str(member.dtype)}))
 
         with open_hdf5(self._first) as file:
-            file.visititems(look)
+            try:
+                file.visititems(look)
+            except HDF5_DAMAGE as error:
+                raise UserError(f"{self._first} is damaged: {error}. Copy the file again.") from error
         return found
 
     def close(self) -> None:
@@ -190,27 +201,23 @@ class AlohaHdf5Reader(EpisodeReader):
             height, width = self.description.cameras[camera]
             frames = np.empty((len(rows), height, width, 3), dtype=np.uint8)
             for place, row in enumerate(rows):
-                frames[place] = self._decode(file, path, camera, int(row))
+                frames[place] = self._decode(file, camera, int(row))
             return frames
-        except (OSError, KeyError, RuntimeError) as error:
+        except HDF5_DAMAGE as error:
             raise _damaged(path, key, rows, error) from error
 
-    def _decode(self, file: OpenFile, path: Path, camera: str, row: int) -> np.ndarray:
-        with _open_frame(file, camera, row) as image:
-            frame = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which copies
-        if frame.shape[:2] != self.description.cameras[camera]:
-            raise UserError(
-                f"{path}: frame {row} of {camera} is {frame.shape[0]} x {frame.shape[1]} pixels, but the set begins "
-                f"with {'{} x {}'.format(*self.description.cameras[camera])}. Remove the episode, or resize its frames."
-            )
+    def _decode(self, file: OpenFile, camera: str, row: int) -> np.ndarray:
+        try:
+            frame = decode_image(_encoded_frame(file, camera, row), self.description.cameras[camera])
+        except WireError as error:
+            raise WireError(f"frame {row}: {error}") from error
         return frame[..., ::-1] if self.jpeg_channels == "bgr" else frame
 
     def _encoded_size(self, camera: str) -> tuple[int, int]:
         with open_hdf5(self._first) as file:
             try:
-                with _open_frame(file, camera, 0) as image:
-                    return image.height, image.width
-            except (OSError, KeyError, RuntimeError) as error:
+                return image_size(_encoded_frame(file, camera, 0))
+            except HDF5_DAMAGE as error:
                 raise _damaged(self._first, IMAGE_PREFIX + camera, np.zeros(1, np.int64), error) from error
 
 
@@ -276,19 +283,17 @@ def _is_sim(headers: Sequence[EpisodeHeader], told: bool | None) -> bool:
     return bool(told if seen is None else seen)
 
 
-def _numbers(
-    file: h5py.File | OpenFile, path: Path, where: str, selection: slice | np.ndarray, dtype: type = np.float32
-) -> np.ndarray:
+def _numbers(file: h5py.File | OpenFile, path: Path, where: str, selection: slice | np.ndarray) -> np.ndarray:
     try:
-        return file[where][selection].astype(dtype)
-    except (OSError, KeyError, RuntimeError) as error:
+        return file[where][selection].astype(np.float32)
+    except HDF5_DAMAGE as error:
         raise _damaged(path, where, selection, error) from error
 
 
-def _open_frame(file: h5py.File | OpenFile, camera: str, row: int) -> Image.Image:
+def _encoded_frame(file: h5py.File | OpenFile, camera: str, row: int) -> bytes:
     """Rows are bytes, or uint8 with zeros after the end of the picture; Pillow stops at the end by itself."""
     stored = file[f"{IMAGES}/{camera}"][row]
-    return Image.open(io.BytesIO(stored if isinstance(stored, bytes) else stored.tobytes()))
+    return stored if isinstance(stored, bytes) else stored.tobytes()
 
 
 def _damaged(path: Path, key: str, rows: object, error: Exception) -> UserError:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import h5py
 import numpy as np
 
-from vla_ft.data.formats.damage import damage_sentence
-from vla_ft.data.formats.hdf5_files import open_hdf5
-from vla_ft.errors import UserError, unknown
+from vla_ft.data.formats.hdf5_files import HDF5_DAMAGE, open_hdf5
+from vla_ft.errors import UserError
 
 EPISODE_FILE = re.compile(r"episode_(\d+)\.hdf5")
 """File names of a set; the number orders the episodes and need not be contiguous."""
@@ -40,10 +41,29 @@ class EpisodeHeader:
     fps: float | None
 
 
-def list_episodes(path: Path) -> list[Path]:
+class EpisodePaths(Sequence[Path]):
+    """The files ``names`` of ``folder``, made into paths when they are asked for: sets may have many."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> Path: ...
+    @overload
+    def __getitem__(self, place: slice) -> EpisodePaths: ...
+    def __getitem__(self, place: int | slice) -> Path | EpisodePaths:
+        if isinstance(place, slice):
+            return EpisodePaths(self.folder, self.names[place])
+        return self.folder / self.names[place]
+
+
+def list_episodes(path: Path) -> EpisodePaths:
     """The episode files of a folder in the order of their numbers, or the one file given. Raises UserError."""
     if path.is_file():
-        return [path]
+        return EpisodePaths(path.parent, [path.name])
     if not path.is_dir():
         raise UserError(f"No dataset at {path}. Expected a folder of episode_<number>.hdf5 files, or one such file.")
     if (path / UNFINISHED).exists():
@@ -51,27 +71,28 @@ def list_episodes(path: Path) -> list[Path]:
             f"{path} is not finished: what wrote it was interrupted. Give that command again, and it goes on; or "
             f"remove {path / UNFINISHED} to use the episodes that are there."
         )
-    files = sorted(path.glob("episode_*.hdf5"))
-    strange = [p.name for p in files if not EPISODE_FILE.fullmatch(p.name)]
+    present = os.listdir(path)
+    files = [name for name in present if name.startswith("episode_") and name.endswith(".hdf5")]
+    numbers = {name: int(match[1]) for name in files if (match := EPISODE_FILE.fullmatch(name))}
+    strange = sorted(set(files) - numbers.keys())
     if strange:
         raise UserError(
             f"{path / strange[0]} is not named episode_<number>.hdf5. Rename it, or move it out of the set "
             f"({len(strange)} such files)."
         )
     if not files:
-        found = sorted(p.name for p in path.iterdir())[:5]
         raise UserError(
-            f"No episodes in {path}: expected episode_<number>.hdf5 files, found {', '.join(found) or 'nothing'}. "
-            "Point data.path to the folder that holds them."
+            f"No episodes in {path}: expected episode_<number>.hdf5 files, found "
+            f"{', '.join(sorted(present)[:5]) or 'nothing'}. Point data.path to the folder that holds them."
         )
-    return sorted(files, key=lambda p: (_number(p), p.name))
+    return EpisodePaths(path, sorted(files, key=lambda name: (numbers[name], name)))
 
 
 def inspect_episode(path: Path) -> EpisodeHeader:
     """Read the shapes and attributes of one file. Raises UserError naming the file and what does not fit."""
     try:
         return _inspect(path)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:  # what HDF5 says of a hole in a file
+    except HDF5_DAMAGE as error:
         raise UserError(f"{path} is damaged: {error}. Copy the file again, or remove it from the set.") from error
 
 
@@ -92,21 +113,23 @@ def _inspect(path: Path) -> EpisodeHeader:
                 )
         if length == 0:
             raise UserError(f"{path} holds no steps. Remove it from the set.")
-        attributes = file.attrs
         return EpisodeHeader(
             path=path,
             length=length,
             action_dim=shapes["action"][1],
             proprio_dim=shapes["proprio"][1],
             cameras=cameras,
-            sim=bool(attributes["sim"]) if "sim" in attributes else None,
-            instruction=_text(attributes.get("language_instruction", "")),
-            fps=float(attributes["fps"]) if "fps" in attributes else None,
+            sim=_sim(file, path),
+            instruction=_instruction(file, path),
+            fps=_fps(file, path),
         )
 
 
-def check_agreement(headers: Sequence[EpisodeHeader], cameras: Sequence[str]) -> None:
-    """Refuse a set whose files differ in widths, ``sim``, or the named cameras and their sizes. Raises UserError."""
+def check_agreement(headers: Sequence[EpisodeHeader], counts: Sequence[int], cameras: Sequence[str]) -> None:
+    """Refuse a set whose files differ in widths, ``sim``, or the named cameras and their sizes. Raises UserError.
+
+    ``headers``: the first of each kind; ``counts``: how many files are of it.
+    """
     for header in headers:
         missing = [camera for camera in cameras if camera not in header.cameras]
         if missing:
@@ -114,76 +137,36 @@ def check_agreement(headers: Sequence[EpisodeHeader], cameras: Sequence[str]) ->
                 f"{header.path} has no camera '{missing[0]}' (it has: {', '.join(header.cameras) or 'none'}), other "
                 "episodes have it. Remove the episode, or name the cameras that all episodes have with data.cameras."
             )
-    _agree(headers, "an action width", lambda h: h.action_dim)
-    _agree(headers, "a qpos width", lambda h: h.proprio_dim)
-    _agree(headers, "attribute sim", lambda h: h.sim)
-    _agree(headers, "a rate (fps) of", lambda h: h.fps)
-    for camera in cameras:
-        _agree(headers, f"frames of {camera} of size", lambda h, c=camera: h.cameras[c] or "encoded")  # type: ignore[misc]
-
-
-def sound_headers(
-    paths: Sequence[Path], cameras: Sequence[str] | None
-) -> tuple[dict[int, EpisodeHeader], dict[int, str], list[str]]:
-    """Headers of the files that can be read and are like most others, what is wrong with the rest (both by place), and
-    the cameras that are expected of all: those asked for, else those that most files have.
-
-    Raises UserError when nothing sound is left, for a camera that no file has, and when the disk fails, not a file.
-    """
-    headers: dict[int, EpisodeHeader] = {}
-    damage: dict[int, str] = {}
-    for place, path in enumerate(paths):
-        try:
-            headers[place] = inspect_episode(path)
-        except UserError as error:
-            damage[place] = damage_sentence(error)
-    if not headers:
-        raise UserError(f"None of the {len(paths)} episodes can be read. The first: {damage[0]}")
-    counts = Counter(camera for header in headers.values() for camera in header.cameras)
-    for camera in cameras or ():
-        if camera not in counts:
-            raise unknown("camera", camera, counts)
-    expected = (
-        [c for c, n in counts.items() if 2 * n > len(headers)] if cameras is None else list(dict.fromkeys(cameras))
-    )
-    kinds = {place: _kind(header, expected) for place, header in headers.items()}
-    usual, many = Counter(tuple(kind.items()) for kind in kinds.values()).most_common(1)[0]
-    for place, kind in kinds.items():
-        odd = next((what for what, value in usual if kind[what] != value), None)
+    kinds = [kind_of(header, cameras) for header in headers]
+    for what in kinds[0]:
+        tally: Counter[Hashable] = Counter()
+        for kind, count in zip(kinds, counts, strict=True):
+            tally[kind[what]] += count
+        common, many = tally.most_common(1)[0]
+        odd = next((place for place, kind in enumerate(kinds) if kind[what] != common), None)
         if odd is not None:
-            damage[place] = (
-                f"{paths[place]} has {odd} {kind[odd]}, but {many} of the {len(paths)} episodes have "
-                f"{dict(usual)[odd]}. Move it out of the set."
+            raise UserError(
+                f"{headers[odd].path} has {what} {kinds[odd][what]}, but {many} of the {sum(counts)} episodes have "
+                f"{common}. A set must agree: move the episodes that differ to a folder of their own."
             )
-            del headers[place]
-    return headers, damage, expected
 
 
-def _kind(header: EpisodeHeader, cameras: Sequence[str]) -> dict[str, Hashable]:
-    """What the files of a set must agree in."""
-    sizes = {f"camera {camera} of size": header.cameras.get(camera, "missing") or "encoded" for camera in cameras}
+def kind_of(header: EpisodeHeader, cameras: Sequence[str]) -> dict[str, Hashable]:
+    """What the files of a set must agree in, by the words that name it."""
     return {
         "an action width": header.action_dim,
         "a qpos width": header.proprio_dim,
         "attribute sim": header.sim,
         "a rate (fps) of": header.fps,
-        **sizes,
+        **{f"pictures of camera {camera}:": _pictures(header, camera) for camera in cameras},
     }
 
 
-def _agree(headers: Sequence[EpisodeHeader], what: str, value: Callable[[EpisodeHeader], Hashable]) -> None:
-    common, count = Counter(value(h) for h in headers).most_common(1)[0]
-    odd = next((h for h in headers if value(h) != common), None)
-    if odd is not None:
-        raise UserError(
-            f"{odd.path} has {what} {value(odd)}, but {count} of the {len(headers)} episodes have {common}. A set must "
-            "agree: move the episodes that differ to a folder of their own."
-        )
-
-
-def _number(path: Path) -> int:
-    match = EPISODE_FILE.fullmatch(path.name)
-    return int(match[1]) if match else 0
+def _pictures(header: EpisodeHeader, camera: str) -> str:
+    if camera not in header.cameras:
+        return "none"
+    size = header.cameras[camera]
+    return "encoded" if size is None else f"{size[0]} x {size[1]} pixels"
 
 
 def _column_shape(file: h5py.File, path: Path, where: str) -> tuple[int, int]:
@@ -222,5 +205,43 @@ def _frame_size(dataset: h5py.Dataset, path: Path) -> tuple[int, int] | None:
     )
 
 
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _fps(file: h5py.File, path: Path) -> float | None:
+    value = _attribute(file, "fps")
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 < value < np.inf:
+        raise _strange(path, "fps", value, "steps per second above 0")
+    return float(value)
+
+
+def _sim(file: h5py.File, path: Path) -> bool | None:
+    value = _attribute(file, "sim")
+    if value is None:
+        return None
+    if not isinstance(value, int | float):
+        raise _strange(path, "sim", value, "true or false")
+    return bool(value)
+
+
+def _instruction(file: h5py.File, path: Path) -> str:
+    value = _attribute(file, "language_instruction")
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        text = b""
+    if text is not None and not isinstance(text, str):
+        raise _strange(path, "language_instruction", value, "one text in UTF-8")
+    return text or ""
+
+
+def _attribute(file: h5py.File, name: str) -> object:
+    """An attribute's value, out of its list where that has one element; None without it."""
+    value = file.attrs.get(name)
+    if isinstance(value, h5py.Empty):
+        return None
+    alone = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1)
+    return value.item() if alone else value
+
+
+def _strange(path: Path, name: str, value: object, expected: str) -> UserError:
+    return UserError(f"{path}: attribute {name} is {value!r}, expected {expected}. Correct it, or remove the episode.")

@@ -116,3 +116,9 @@ class DatasetWriter(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let another process write the folder. What is committed stays, and a later writer goes on."""
+
+
+def beyond_float32(kinds: Mapping[str, str]) -> list[str]:
+    """For ``EpisodeReader.unread``: the columns whose numbers float32 cannot hold, by the names of their dtypes."""
+    wide = {name: kind for name, kind in kinds.items() if not np.can_cast(np.dtype(kind), np.float32)}
+    return [f"{name} beyond float32 (it is {kind})" for name, kind in wide.items()]

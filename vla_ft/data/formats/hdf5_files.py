@@ -10,6 +10,11 @@ import h5py
 
 from vla_ft.errors import UserError
 
+HDF5_DAMAGE = (
+    OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, MemoryError, SystemError
+)  # fmt: skip
+"""What h5py raises when a damaged file makes it stumble."""
+
 
 def open_hdf5(path: Path) -> h5py.File:
     """Open for reading. Raises UserError when the file is gone, unreadable or no whole HDF5 file.
@@ -19,7 +24,7 @@ def open_hdf5(path: Path) -> h5py.File:
     """
     try:
         return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
-    except OSError as error:
+    except HDF5_DAMAGE as error:
         if not path.is_file():
             seen = "it does not exist"
         elif not os.access(path, os.R_OK):

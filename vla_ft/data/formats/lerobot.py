@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.base import EpisodeReader, beyond_float32
 from vla_ft.data.formats.lerobot_index import IndexPlan, open_index
 from vla_ft.data.formats.lerobot_layout import (
     VISUAL,
@@ -24,19 +22,10 @@ from vla_ft.data.formats.lerobot_layout import (
 from vla_ft.data.formats.lerobot_tables import COUNTERS
 from vla_ft.data.formats.open_descriptors import OpenDescriptors
 from vla_ft.data.formats.parquet_pages import read_value
+from vla_ft.data.formats.rlds_values import decode_image
 from vla_ft.data.formats.video_frames import VideoFiles
 from vla_ft.data.sample import IMAGE_PREFIX, ActionKind, ActionMode, DatasetDescription
 from vla_ft.errors import UserError, unknown
-
-_DAMAGED_IMAGE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    Image.DecompressionBombError,
-    MemoryError,
-    IndexError,
-    OverflowError,
-)
 
 
 class LeRobotReader(EpisodeReader):
@@ -154,7 +143,8 @@ class LeRobotReader(EpisodeReader):
     def unread(self) -> list[str]:
         """See ``EpisodeReader.unread``."""
         read = {*self._columns, *COUNTERS, *(feature.name for feature in self._cameras.values())}
-        return [name for name in self.info.features if name not in read]
+        kinds = {name: self.info.features[name].dtype for name in self._columns}
+        return [*(name for name in self.info.features if name not in read), *beyond_float32(kinds)]
 
     def close(self) -> None:
         """Close the files that this process opened; the next read opens them again."""
@@ -180,7 +170,7 @@ class LeRobotReader(EpisodeReader):
             if feature.dtype == "video":
                 chunk, file, begins = self._table.videos[feature.name]
                 path = video_file(self.info, feature.name, int(chunk[episode]), int(file[episode]))
-                times = self._numbers("timestamp", episode, rows).astype(np.float64)
+                times = exact_times(self._numbers("timestamp", episode, rows), rows, self.info.fps)
                 return self._videos.frames(path, begins[episode] + times, size)
             return self._pictures(episode, rows, feature, size)
         except UserError as error:
@@ -196,12 +186,8 @@ class LeRobotReader(EpisodeReader):
         try:
             descriptor = self._files.get(path)
             for place, (page, offset, length) in enumerate(places.tolist()):
-                encoded = read_value(descriptor, pages[page], blocks, offset, length)
-                with Image.open(io.BytesIO(encoded)) as image:
-                    if (image.height, image.width) != size:
-                        raise ValueError(f"the image is {image.height} x {image.width} pixels, expected {size}")
-                    frames[place] = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        except _DAMAGED_IMAGE as error:
+                frames[place] = decode_image(read_value(descriptor, pages[page], blocks, offset, length), size)
+        except (OSError, ValueError, IndexError, OverflowError, MemoryError) as error:
             self._files.drop(path)
             raise UserError(f"cannot read {path}: {error}. Copy the file again, or leave the episode out.") from error
         return frames
@@ -227,6 +213,15 @@ class LeRobotReader(EpisodeReader):
             gripper="unknown",
             fps=self.info.fps,
         )
+
+
+def exact_times(stored: np.ndarray, steps: np.ndarray, fps: float) -> np.ndarray:
+    """Seconds of ``steps``, float64: step / fps where the stored float32 is that, rounded; else what is stored.
+
+    After 2,048 s float32 rounds by up to 0.12 ms, more than a frame may lie beside its time.
+    """
+    wanted = steps / fps
+    return np.where(np.abs(stored - wanted) <= np.spacing(stored), wanted, stored.astype(np.float64))
 
 
 def camera_features(info: DatasetInfo) -> dict[str, Feature]:

@@ -24,8 +24,9 @@ from vla_ft.data.formats.lerobot_plan import (
     read_records,
 )
 from vla_ft.data.formats.lerobot_statistics import Aggregate
-from vla_ft.data.formats.lerobot_tables import EpisodesFile, camera_key, join_steps, sync, write_json, write_tasks
+from vla_ft.data.formats.lerobot_tables import EpisodesFile, camera_key, join_steps, write_meta, write_tasks
 from vla_ft.data.formats.video_encoding import join_videos
+from vla_ft.data.formats.writing import sync
 
 
 def publish_v3(plan: WriterPlan, tasks: Sequence[str], schema: pa.Schema) -> None:
@@ -52,8 +53,8 @@ def publish_v3(plan: WriterPlan, tasks: Sequence[str], schema: pa.Schema) -> Non
     table = meta / "episodes" / "chunk-000" / "file-000.parquet"
     _publish([], table, functools.partial(_write_episodes, plan, data, videos))
     _publish([], meta / "tasks.parquet", functools.partial(write_tasks, tasks))
-    write_json(meta / "stats.json", _aggregate(plan))
-    write_json(meta / "info.json", _info(plan, lengths, tasks))
+    write_meta(meta / "stats.json", _aggregate(plan))
+    write_meta(meta / "info.json", _info(plan, lengths, tasks))
 
 
 def publish_v2(plan: WriterPlan, tasks: Sequence[str], schema: pa.Schema) -> None:
@@ -79,7 +80,7 @@ def publish_v2(plan: WriterPlan, tasks: Sequence[str], schema: pa.Schema) -> Non
     }
     for name, entries in lines.items():
         _publish([], meta / name, functools.partial(_write_lines, entries))
-    write_json(meta / "info.json", _info(plan, lengths, tasks))
+    write_meta(meta / "info.json", _info(plan, lengths, tasks))
 
 
 def _without_stats(plan: WriterPlan) -> Iterator[dict[str, Any]]:

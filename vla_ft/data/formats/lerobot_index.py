@@ -21,14 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_ft.data.formats.kept import cache_folder
 from vla_ft.data.formats.lerobot_layout import DatasetInfo, EpisodeTable, data_file
 from vla_ft.data.formats.open_descriptors import OpenDescriptors
 from vla_ft.data.formats.parquet_columns import read_numbers
 from vla_ft.data.formats.parquet_pages import PAGE_FIELDS, index_values
 from vla_ft.errors import UserError
 
-CACHE_VARIABLE = "VLA_FT_CACHE"
-"""Environment variable that names the cache folder; ``~/.cache/vla_ft`` without it."""
 TOLERANCE = 1e-4
 """Seconds by which a timestamp may differ from frame_index / fps."""
 _GENERATION = 1  # raise it when an index is made differently
@@ -134,14 +133,13 @@ def open_index(plan: IndexPlan, cache: Path | None = None) -> LeRobotIndex:
 
     A cache that cannot be written is no mistake: the numbers then stay in this process' memory.
     """
-    parent = cache or Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "vla_ft")
+    parent = cache or cache_folder()
     # Readers of other columns or cameras keep indexes of their own, or each would remove what the other reads.
     choice = f"{plan.info.root.resolve()} {plan.columns} {plan.images}"
     place = hashlib.sha256(choice.encode()).hexdigest()[:16]
     folder = parent / "lerobot" / f"{place}-{plan.identity()[:24]}"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         return _load(folder, plan)
-    shutil.rmtree(folder, ignore_errors=True)  # what is there cannot be loaded
     unfinished = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -150,8 +148,7 @@ def open_index(plan: IndexPlan, cache: Path | None = None) -> LeRobotIndex:
         if space < 2 * sum(np.dtype(kind).itemsize * int(np.prod(shape)) for shape, kind in _shapes(plan).values()):
             raise OSError("too little space for an index")
         index = _build(plan, unfinished)
-        _publish(unfinished, folder)
-        return LeRobotIndex(folder, {}, index.damage, index.fingerprint)
+        return _publish(unfinished, folder, plan) or LeRobotIndex(folder, {}, index.damage, index.fingerprint)
     except OSError:
         return _build(plan, None)
     finally:
@@ -170,16 +167,23 @@ def _load(folder: Path, plan: IndexPlan) -> LeRobotIndex:
     return index
 
 
-def _publish(unfinished: Path, folder: Path) -> None:
-    """Rename into place; an index of the same files that another process made meanwhile is as good."""
+def _publish(unfinished: Path, folder: Path, plan: IndexPlan) -> LeRobotIndex | None:
+    """Rename into place; what is there already and can be loaded stays, and is returned: others may be reading it."""
     try:
         os.rename(unfinished, folder)
     except OSError:
-        if not (folder / _BOOK).is_file():
-            raise
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            return _load(folder, plan)
+        aside = Path(tempfile.mkdtemp(prefix=f"{unfinished.name}-", dir=folder.parent))
+        try:
+            os.rename(folder, aside / folder.name)
+            os.rename(unfinished, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     for other in folder.parent.glob(f"{folder.name.split('-')[0]}-*"):
         if other != folder:  # of the same choice from the same dataset, as it was before
             shutil.rmtree(other, ignore_errors=True)
+    return None
 
 
 def _shapes(plan: IndexPlan) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -250,25 +254,36 @@ def _index_file(
     """Copy the numbers of a data file to the places of its episodes, checking each: episode -> its first row there."""
     path = data_file(plan.info, chunk, file)
     widths = {name: plan.info.features[name].width for names in plan.columns.values() for name in names}
-    numbers = read_numbers(
+    numbers, bad = read_numbers(
         path, widths | dict.fromkeys(("timestamp", "frame_index", "episode_index", "index", "task_index"), 1)
     )
     flat = {name: values[:, 0] for name, values in numbers.items() if name not in widths}
+    for one in bad:
+        flat["episode_index"][one.start : one.stop] = -1
+    begin = int(plan.table.first_index[episodes].min())
     owners, firsts, counts = np.unique(flat["episode_index"], return_index=True, return_counts=True)
     found = {int(o): (int(f), int(c)) for o, f, c in zip(owners, firsts, counts, strict=True)}
     firsts_of: dict[int, int] = {}
     for episode in episodes:
         first, count = found.get(int(plan.table.number[episode]), (0, 0))
-        rows, start = slice(first, first + count), int(plan.starts[episode])
-        wrong = _misfit(plan, int(episode), count, {name: values[rows] for name, values in flat.items()})
+        rows_of, start = slice(first, first + count), int(plan.starts[episode])
+        wrong = _misfit(plan, int(episode), count, {name: values[rows_of] for name, values in flat.items()})
+        first_row = int(plan.table.first_index[episode]) - begin
+        last_row = first_row + int(plan.table.lengths[episode]) - 1
+        if unread := next((one for one in bad if one.start <= last_row and first_row < one.stop), None):
+            damage[int(episode)] = (
+                f"{path}: episode {plan.table.number[episode]}: rows {first_row} to {last_row} cannot be read: "
+                f"{unread.why}. Copy the file again."
+            )
+            continue
         if wrong:
             damage[int(episode)] = f"{path}: episode {plan.table.number[episode]} {wrong}"
             continue
         place = slice(start, start + count)
         for key, names in plan.columns.items():
-            arrays[key][place] = np.concatenate([numbers[name][rows] for name in names], axis=1)
-        arrays["timestamp"][place] = flat["timestamp"][rows]
-        arrays["task"][place] = flat["task_index"][rows]
+            arrays[key][place] = np.concatenate([numbers[name][rows_of] for name in names], axis=1)
+        arrays["timestamp"][place] = flat["timestamp"][rows_of]
+        arrays["task"][place] = flat["task_index"][rows_of]
         firsts_of[int(episode)] = first
     return firsts_of
 

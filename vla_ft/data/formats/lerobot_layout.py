@@ -94,7 +94,11 @@ def load_info(root: Path) -> DatasetInfo:
         raise UserError(
             f"Cannot read {path}: {error}. Expected the JSON of a LeRobot dataset; copy it again."
         ) from error
-    version = raw.get("codebase_version") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{path} holds a {type(raw).__name__}, expected the JSON object of a LeRobot dataset; copy it again."
+        )
+    version = raw.get("codebase_version")
     if version not in VERSIONS:
         raise UserError(
             f"{root} is a LeRobot dataset of version {version}, and supported are {', '.join(VERSIONS)}: convert it "
@@ -139,6 +143,7 @@ def video_file(info: DatasetInfo, feature: str, chunk: int, file: int) -> Path:
 def load_episodes(info: DatasetInfo) -> EpisodeTable:
     """Read the table of episodes. Raises UserError when it is damaged or disagrees with ``meta/info.json``."""
     videos = [name for name, feature in info.features.items() if feature.dtype == "video"]
+    _refuse_other_layout(info)
     table = _episodes_v3(info, videos) if info.many_per_file else _episodes_v2(info, videos)
     where = f"{info.root}/meta"
     if len(np.unique(table.number)) != len(table.number) or (table.number < 0).any():
@@ -197,8 +202,27 @@ def _check_info(info: DatasetInfo) -> None:
         raise ValueError(f"video_path is null, but {videos[0]} is a video")
     if len({data_file(info, 0, 0), data_file(info, 0, 1)}) < 2:
         raise ValueError(f"data_path '{info.data_path}' does not tell files apart")
+    _refuse_outside(info, "data_path", data_file(info, 0, 0))
     for name in videos:
-        video_file(info, name, 0, 0)
+        _refuse_outside(info, "video_path", video_file(info, name, 0, 0))
+
+
+def _refuse_other_layout(info: DatasetInfo) -> None:
+    """Where a dataset was converted by half, or its version written by hand."""
+    tables = {"v3.0": info.root / "meta" / "episodes", "v2.1": info.root / "meta" / "episodes.jsonl"}
+    own = "v3.0" if info.many_per_file else "v2.1"
+    other = "v2.1" if info.many_per_file else "v3.0"
+    if tables[other].exists() and not tables[own].exists():
+        raise UserError(
+            f"{info.root / INFO} says {info.version}, but the files are laid out as {other}: there is {tables[other]} "
+            f"and no {tables[own].name}. Copy the dataset again, or convert it again with LeRobot's own tools."
+        )
+
+
+def _refuse_outside(info: DatasetInfo, key: str, file: Path) -> None:
+    """A pattern, or a feature's name in it, must not lead to other files of this machine."""
+    if not file.is_relative_to(info.root) or ".." in file.relative_to(info.root).parts:
+        raise ValueError(f"{key} '{getattr(info, key)}' leaves the dataset: {file}")
 
 
 def _episodes_v2(info: DatasetInfo, videos: list[str]) -> EpisodeTable:

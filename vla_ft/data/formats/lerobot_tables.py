@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from vla_ft.data.formats.writing import write_json
 from vla_ft.data.sample import DatasetDescription
 
 COUNTERS = {
@@ -179,21 +179,9 @@ class EpisodesFile:
         self._rows = []
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Publish a JSON file: written beside, flushed to the disk, renamed."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=4))
-    sync(unfinished)
-    os.replace(unfinished, path)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_meta(path: Path, value: Any) -> None:
+    """Publish a JSON file of ``meta``, its keys in LeRobot's order."""
+    write_json(path, value, indent=4, sort_keys=False)
 
 
 def _vector(names: Sequence[str]) -> dict[str, Any]:

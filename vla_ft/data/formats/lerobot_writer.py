@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -31,12 +29,14 @@ from vla_ft.data.formats.lerobot_statistics import (
     plain,
     sampled_frames,
 )
-from vla_ft.data.formats.lerobot_tables import StepsFile, camera_key, feature_table, schema_of, sync, write_json
+from vla_ft.data.formats.lerobot_tables import StepsFile, camera_key, feature_table, schema_of, write_meta
 from vla_ft.data.formats.video_encoding import VideoEncoder, choose_encoder, video_info
+from vla_ft.data.formats.writing import closing_on_error, explained, only_writer, sync
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
 from vla_ft.errors import UserError, unknown
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LIBRARIES = (pa.ArrowException, av.FFmpegError)
+"""What PyArrow and PyAV raise where the disk fails them."""
 
 
 class LeRobotWriter(DatasetWriter):
@@ -87,23 +87,23 @@ class LeRobotWriter(DatasetWriter):
         _refuse_impossible(description, self.encoder)
         self._schema = schema_of(self.plan.features, "List" if version == "v3.0" else "Sequence")
         self._finished = False
-        self._lock: IO[str] | None = None
+        self._lock: int | None = None
         self.done, self._steps = 0, 0
         self._tasks: list[str] = []
-        with self._explained("begin"):
+        with explained(self.folder, _LIBRARIES), closing_on_error(self):
             self._begin()
 
     def add(self, steps: Iterable[dict[str, np.ndarray]], instruction: str) -> None:
         """See ``DatasetWriter.add``. Raises ValueError for steps that do not fit the description, or none at all."""
         if self._finished or (self.plan.staging / "finishing").exists():
             raise ValueError("this dataset is being finished: nothing can be added")
-        with self._explained("write an episode to"):
+        with explained(self.folder, _LIBRARIES):
             adding = self.plan.staging / "adding"
             shutil.rmtree(adding, ignore_errors=True)
             adding.mkdir()
             try:
                 record = self._write_episode(adding, steps, instruction)
-                write_json(adding / "record.json", record)
+                write_meta(adding / "record.json", record)
                 for path in adding.iterdir():
                     sync(path)
                 os.rename(adding, episode_folder(self.plan, self.done))
@@ -121,7 +121,7 @@ class LeRobotWriter(DatasetWriter):
             return self.folder
         if not self.done:
             raise UserError(f"Nothing was written to {self.folder}. Expected at least one episode.")
-        with self._explained("finish"):
+        with explained(self.folder, _LIBRARIES):
             if not (self.folder / "meta" / "info.json").exists():
                 (self.plan.staging / "finishing").touch()
                 publish = publish_v3 if self.plan.version == "v3.0" else publish_v2
@@ -135,8 +135,12 @@ class LeRobotWriter(DatasetWriter):
     def close(self) -> None:
         """See ``DatasetWriter.close``."""
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
             self._lock = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_lock", None) is not None:
+            self.close()  # a writer that was dropped locks nobody out
 
     def _write_episode(self, folder: Path, steps: Iterable[dict[str, np.ndarray]], instruction: str) -> dict[str, Any]:
         task = self._tasks.index(instruction) if instruction in self._tasks else len(self._tasks)
@@ -221,17 +225,11 @@ class LeRobotWriter(DatasetWriter):
         if self.folder.exists() and not staging.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} already holds something. Expected a new or empty folder to write to.")
         staging.mkdir(parents=True, exist_ok=True)
-        self._lock = (staging / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another process is writing to {self.folder}. Wait for it, or use another folder."
-            ) from None
+        self._lock = only_writer(staging)
         book, versions = staging / "writer.json", {"pyarrow": pa.__version__, "av": av.__version__}
         mine = json.loads(json.dumps(self.plan.parameters() | {"encoder": self.encoder, "libraries": versions}))
         if not book.exists():
-            write_json(book, mine)
+            write_meta(book, mine)
         elif (theirs := json.loads(book.read_text())) != mine:
             other = [key for key in mine if theirs.get(key) != mine[key]]
             raise UserError(
@@ -242,19 +240,6 @@ class LeRobotWriter(DatasetWriter):
             self.done += 1
             self._steps += record["length"]
             self._tasks = list(dict.fromkeys((*self._tasks, record["task"])))
-
-    @contextlib.contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, pa.ArrowException, av.FFmpegError) as error:
-            if getattr(error, "errno", None) in _FULL:
-                raise UserError(
-                    f"No space left to {doing} {self.folder}. Free some and run again: what is written is kept."
-                ) from error
-            raise UserError(
-                f"Cannot {doing} {self.folder}: {error}. Expected a folder that this user may write to."
-            ) from error
 
 
 def _kept(description: DatasetDescription, name: str) -> DatasetDescription:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.base import EpisodeReader, beyond_float32
+from vla_ft.data.formats.kept import remembered, stamp
 from vla_ft.data.formats.npz_layout import (
     DATA,
     DATASET,
@@ -102,7 +103,7 @@ class NpzReader(EpisodeReader):
                 raise unknown("feature", key, (*_COLUMNS, *(IMAGE_PREFIX + c for c in self.description.cameras)))
             try:
                 values = self._column(episode, key, rows) if key in _COLUMNS else self._frames(episode, key, rows)
-            except (NpzError, WireError, OSError) as error:
+            except (NpzError, OSError) as error:
                 raise self._wrong(episode, key, error) from error
             result[key] = values[places]
         return result
@@ -115,16 +116,22 @@ class NpzReader(EpisodeReader):
             raise self._wrong(episode, "instruction", error) from error
 
     def fingerprint(self) -> str:
-        """Hash of lengths and all action and proprio values in float32; computed once."""
+        """Hash of lengths and all action and proprio values in float32; computed once, and kept for these
+        files as they are (``kept``).
+        """
         if self._fingerprint is None:
-            digest = hashlib.sha256(b"npz")
-            for episode, length in enumerate(self.lengths):
-                digest.update(f"{episode} {length}".encode())
-                values = self.read(episode, np.arange(length), _COLUMNS)
-                for key in _COLUMNS:
-                    digest.update(values[key].tobytes())
-            self._fingerprint = digest.hexdigest()
+            files = stamp(self.path, [DATASET, *(episode_file(n) for n in range(len(self.lengths)))])
+            self._fingerprint = remembered("fingerprints", "npz", files, self._hash_numbers)
         return self._fingerprint
+
+    def _hash_numbers(self) -> str:
+        digest = hashlib.sha256(b"npz")
+        for episode, length in enumerate(self.lengths):
+            digest.update(f"{episode} {length}".encode())
+            values = self.read(episode, np.arange(length), _COLUMNS)
+            for key in _COLUMNS:
+                digest.update(values[key].tobytes())
+        return digest.hexdigest()
 
     def sources(self) -> dict[str, Path]:
         """Every file that observations are read from, by a name that survives a move of the dataset."""
@@ -139,9 +146,8 @@ class NpzReader(EpisodeReader):
         cameras = [IMAGE_PREFIX + camera for camera in self.description.cameras]
         read = {*_COLUMNS, "instruction", *(name + end for name in cameras for end in ("", DATA, OFFSETS))}
         found = self._first_members()
-        wide = [n for n in _COLUMNS if n in found and not np.can_cast(found[n].dtype, np.float32)]
-        beyond = [f"{name} beyond float32 (it is {found[name].dtype})" for name in wide]
-        return [*(name for name in found if name not in read), *beyond]
+        kinds = {name: str(found[name].dtype) for name in _COLUMNS if name in found}
+        return [*(name for name in found if name not in read), *beyond_float32(kinds)]
 
     def _first_members(self) -> dict[str, Member]:
         """Raises UserError when no episode's can be listed."""
@@ -181,10 +187,11 @@ class NpzReader(EpisodeReader):
             raise NpzError(f"the offsets do not divide the {member.shape} bytes of {member.name}")
         frames = np.empty((len(rows), *size, 3), dtype=np.uint8)
         for place, row in enumerate(rows):
-            frame = decode_image(self._rows(episode, member.name, slice(offsets[row], offsets[row + 1])).tobytes())
-            if frame.shape[:2] != size:
-                raise NpzError(f"step {row} is {frame.shape[0]} x {frame.shape[1]} pixels, expected {size}")
-            frames[place] = frame
+            encoded = self._rows(episode, member.name, slice(offsets[row], offsets[row + 1])).tobytes()
+            try:
+                frames[place] = decode_image(encoded, size)
+            except WireError as error:
+                raise NpzError(f"step {row}: {error}") from error
         return frames
 
     def _rows(self, episode: int, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:

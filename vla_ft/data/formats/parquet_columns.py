@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vla_ft.data.formats.damage import refuse_failing_disk
 from vla_ft.errors import UserError
 
 _BATCH = 65536
@@ -53,27 +55,63 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
         return result
 
 
-def read_numbers(path: Path, columns: Mapping[str, int]) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class BadRows:
+    """Rows of a file, [start, stop), that cannot be read, and why."""
+
+    start: int
+    stop: int
+    why: str
+
+
+def read_numbers(path: Path, columns: Mapping[str, int]) -> tuple[dict[str, np.ndarray], list[BadRows]]:
     """Columns of ``path`` as [rows, width], in the file's own number types; images in it are not touched.
 
-    ``columns`` maps a name to its width. Raises UserError for a file that is missing or damaged, and for a column that
-    is missing, has gaps or another width.
+    ``columns`` maps a name to its width. Where one of several row groups is damaged, its rows are zeros and are named
+    beside. Raises UserError for a file that is missing or damaged throughout, and for a column that is missing, has
+    gaps or another width.
     """
     with explained(path), open_parquet(path) as file:
         _refuse_missing(path, columns, file.schema_arrow.names)
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
-        rows = 0
-        # "action" also selects a column "action.x", so columns are taken by name below.
-        for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns), use_threads=False):
-            rows += batch.num_rows
-            for name, width in columns.items():
-                parts[name].append(_numbers(name, batch.column(name), width))
-        if rows != file.metadata.num_rows:
-            raise ValueError(f"it has {rows} rows where its footer says {file.metadata.num_rows}")
-        return {
-            name: np.concatenate(part) if part else np.empty((0, columns[name]), np.float32)
-            for name, part in parts.items()
-        }
+        groups = range(file.metadata.num_row_groups)
+        try:
+            return _read_groups(file, groups, columns), []
+        except _DAMAGE as error:
+            refuse_failing_disk(error)
+            if len(groups) < 2:
+                raise
+        parts: list[dict[str, np.ndarray]] = []
+        bad: list[BadRows] = []
+        start = 0
+        for group in groups:
+            rows = file.metadata.row_group(group).num_rows
+            try:
+                parts.append(_read_groups(file, [group], columns))
+            except _DAMAGE as error:
+                refuse_failing_disk(error)
+                bad.append(BadRows(start, start + rows, str(error)))
+                parts.append({name: np.zeros((rows, width), np.int8) for name, width in columns.items()})
+            start += rows
+        if len(bad) == len(groups):
+            raise ValueError(bad[0].why)
+        return {name: np.concatenate([part[name] for part in parts]) for name in columns}, bad
+
+
+def _read_groups(file: pq.ParquetFile, groups: Sequence[int], columns: Mapping[str, int]) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+    rows, promised = 0, sum(file.metadata.row_group(group).num_rows for group in groups)
+    # "action" also selects a column "action.x", so columns are taken by name below.
+    for batch in file.iter_batches(
+        batch_size=_BATCH, row_groups=list(groups), columns=list(columns), use_threads=False
+    ):
+        rows += batch.num_rows
+        for name, width in columns.items():
+            parts[name].append(_numbers(name, batch.column(name), width))
+    if rows != promised:
+        raise ValueError(f"it has {rows} rows where its footer says {promised}")
+    return {
+        name: np.concatenate(part) if part else np.empty((0, columns[name]), np.float32) for name, part in parts.items()
+    }
 
 
 def _numbers(name: str, column: pa.Array, width: int) -> np.ndarray:

@@ -42,6 +42,9 @@ WRITERS: dict[str, tuple[type[DatasetWriter], dict[str, Any]]] = {
 }
 """Format name -> writer and the options that make it that format (see ``DatasetWriter``)."""
 
+_NOT_TYPED = ("name", "cache", "open_files")
+"""Options of readers that code gives and no command line takes."""
+
 SIGNS: dict[str, Callable[[Path], bool]] = {
     "aloha_hdf5": lambda p: p.suffix == ".hdf5" if p.is_file() else any(p.glob("episode_*.hdf5")),
     "npy": is_npy,
@@ -77,7 +80,8 @@ def open_dataset(
     known = [p for p in parameters if p not in ("path", "cameras", "tolerant")]
     for option in options:
         if option not in known:
-            raise unknown(f"option of format {name}", option, known)
+            typed = [p for p in known if p not in _NOT_TYPED]
+            raise unknown(f"option of format {name}", option, typed)
     if tolerant and "tolerant" in parameters:
         options["tolerant"] = True
     return READERS[name](location, cameras=cameras, **options)  # type: ignore[call-arg]
@@ -122,6 +126,8 @@ def open_writer(
 
 def _recognise(path: Path) -> str:
     matches = [name for name, looks_like in SIGNS.items() if looks_like(path)]
+    if matches == ["rlds"]:
+        _refuse_parent(path)
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -131,3 +137,12 @@ def _recognise(path: Path) -> str:
         f"{path} looks like no known dataset: found {', '.join(found) or 'nothing'}, expected for instance "
         f"episode_<number>.hdf5 files. Check data.path, or say data.format={' or '.join(READERS)}."
     )
+
+
+def _refuse_parent(path: Path) -> None:
+    """RLDS is found some folders down; a folder that holds other sets too is their parent, and no dataset."""
+    children = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    found = {child.name: next((name for name, sign in SIGNS.items() if sign(child)), "") for child in children}
+    if any(name not in ("", "rlds") for name in found.values()):
+        sets = ", ".join(f"{child} ({name})" for child, name in found.items() if name)
+        raise UserError(f"{path} holds several datasets: {sets}. Point data.path to one, or mix them with data.mix.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.base import EpisodeReader, beyond_float32
 from vla_ft.data.formats.descriptions import load_described
 from vla_ft.data.formats.rlds_index import open_index
 from vla_ft.data.formats.rlds_mapping import SIDECAR, check_written, choose_cameras, dimension_names
@@ -135,7 +136,10 @@ class RldsReader(EpisodeReader):
             return self._default_instruction
         found = self._leaf(episode, spec, steps)
         if spec.kind == "number":  # characters in a row of fixed width, filled up with zeros (language_table)
-            found = np.array(["".join(map(chr, row[row > 0])) for row in found.reshape(-1, found.shape[-1])], object)
+            rows = found.reshape(-1, found.shape[-1])
+            if (rows > sys.maxunicode).any():
+                raise self._wrong(episode, spec.key, WireError(f"{rows.max()} is no character"))
+            found = np.array(["".join(map(chr, row[row > 0])) for row in rows], object)
         return next((text for text in found.reshape(-1) if text.strip()), self._default_instruction)
 
     def fingerprint(self) -> str:
@@ -160,7 +164,9 @@ class RldsReader(EpisodeReader):
         """See ``EpisodeReader.unread``; RLDS's marks of an episode's ends are in its length."""
         read = [*self._action, *self._proprio, *self._cameras.values(), self._instruction_spec]
         names = {spec.name for spec in read if spec is not None} | {"is_first", "is_last", "is_terminal"}
-        return [name for name in self.features if name not in names]
+        # Plain floating numbers are float32 in the records, whatever features.json calls them.
+        exact = [s for s in (*self._action, *self._proprio) if s.encoding != "none" or np.dtype(s.dtype).kind != "f"]
+        return [*(n for n in self.features if n not in names), *beyond_float32({s.name: s.dtype for s in exact})]
 
     def name_of(self, episode: int) -> str:
         """Shard and record."""
@@ -195,12 +201,9 @@ class RldsReader(EpisodeReader):
         frames = np.empty((len(rows), *size, 3), dtype=np.uint8)
         for place, encoded in enumerate(self._leaf(episode, spec, rows)):
             try:
-                frame = decode_image(encoded)
-                if frame.shape[:2] != size:
-                    raise WireError(f"{frame.shape[0]} x {frame.shape[1]} pixels, expected {size[0]} x {size[1]}")
+                frames[place] = decode_image(encoded, size)
             except WireError as error:
                 raise self._wrong(episode, f"{spec.key}, step {rows[place]}", error) from error
-            frames[place] = frame
         in_place = len(rows) == len(steps) and bool((places == np.arange(len(rows))).all())
         return frames if in_place else frames[places]
 

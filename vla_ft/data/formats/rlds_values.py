@@ -36,11 +36,18 @@ def values(
     return whole if steps is None or not spec.per_step else whole[steps]
 
 
-def decode_image(encoded: bytes) -> np.ndarray:
-    """A JPEG or PNG as uint8 [H, W, 3]. Raises WireError."""
+def decode_image(encoded: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A JPEG or PNG as uint8 [H, W, 3]; one that is not of ``size`` is not decoded at all. Raises WireError.
+
+    No other format is tried: Pillow would hand some to other programs, such as EPS to Ghostscript.
+    """
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+            if size is not None and (image.height, image.width) != size:
+                raise WireError(f"{image.height} x {image.width} pixels, expected {size[0]} x {size[1]}")
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which copies
+    except WireError:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever damage makes them stumble over
         raise WireError(f"{len(encoded)} bytes that are no JPEG or PNG ({error})") from error
 

@@ -79,6 +79,11 @@ class RldsWriter(DatasetWriter):
         self._counts: list[int] = []
         self._finished = self.path.exists()
         if self._finished:
+            if not self._marker(self.path).is_file():
+                raise UserError(
+                    f"{self.path} is there and was not written by this project (it has no {SIDECAR}). Give another "
+                    "folder, or another version."
+                )
             settle(self._marker(self.path), self._settings())
             self._shards = self._list_shards(self.path)
         else:

@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 
 from vla_ft.data.formats.aloha_layout import EPISODE_FILE
+from vla_ft.data.formats.writing import FULL, sync
 from vla_ft.errors import UserError
 
 _UNFINISHED = re.compile(r"\.episode-[0-9a-f]{16}\.unfinished")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ROWS_PER_CHUNK = 128
 
 
@@ -70,7 +70,7 @@ class EpisodeWriter:
             _remove_unfinished(self.folder)
             self._unfinished, descriptor = _create_unfinished(self.folder)
         self._sink = _Sink(descriptor)
-        self._file = h5py.File(self._sink, "w")
+        self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
         with self._explained():
             self._file.attrs.update({**(attributes or {}), "sim": sim, "compress": compress})
 
@@ -129,7 +129,10 @@ class EpisodeWriter:
             encoded = self.compress and row.dtype == np.uint8
             shape, dtype = ((), h5py.vlen_dtype(np.uint8)) if encoded else (row.shape, row.dtype)
             chunk = (1 if row.dtype == np.uint8 else _ROWS_PER_CHUNK, *shape)
-            self._file.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunk)
+            self._file.create_dataset(
+                name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunk,
+                fletcher32=row.dtype != np.uint8,  # changed numbers leave a trace; pictures would cost a sum a frame
+            )  # fmt: skip
         dataset = self._file[name]
         dataset.resize(self.steps + 1, axis=0)
         dataset[self.steps] = row
@@ -170,7 +173,7 @@ class EpisodeWriter:
             yield
         except OSError as error:
             self.abort()
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise UserError(
                     f"No space left for an episode in {self.folder} ({self.steps} steps were written and are dropped). "
                     "Free space there or record to another folder."
@@ -295,13 +298,5 @@ def _publish(unfinished: Path, folder: Path) -> Path:
             os.rename(unfinished, path)  # no hard links here (FAT, some network shares): one writer at a time
         else:
             unfinished.unlink()
-        _sync_folder(folder)
+        sync(folder)
         return path
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,8 @@ from vla_ft.errors import UserError, unknown
 
 Step = dict[str, np.ndarray]
 IMAGE_FORMATS = ("png", "jpeg")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers of a disk, or a share of it, that is full."""
 
 
 def checked_steps(steps: Iterable[Step], description: DatasetDescription) -> Iterator[Step]:
@@ -66,12 +67,13 @@ def encode_image(image: np.ndarray, image_format: str, quality: int) -> bytes:
 
 
 @contextlib.contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """The file system's refusals as UserError."""
+def explained(folder: Path, also: Sequence[type[Exception]] = ()) -> Iterator[None]:
+    """The file system's refusals as UserError; ``also``: what a library makes of them."""
+    kinds: tuple[type[Exception], ...] = (OSError, *also)
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except kinds as error:
+        if getattr(error, "errno", None) in FULL:
             raise UserError(
                 f"No space left in {folder}: the episode that was being written is dropped, those before it stay. Free "
                 "space there and run again; it goes on where it stopped."
@@ -128,20 +130,27 @@ def settle(path: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int = 1, sort_keys: bool = True) -> None:
     """Write a JSON file that a reader sees whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with unfinished.open("w") as file:
+            json.dump(content, file, indent=indent, sort_keys=sort_keys)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or the renames in a folder, to the disk: they survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+sync_folder = sync

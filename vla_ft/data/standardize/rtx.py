@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 
 from vla_ft.data.standardize.base import JOINTS, POSE_EULER, POSE_QUATERNION, Columns, Numbers, dataset, flat, joined
@@ -21,13 +19,6 @@ def _with_relative_gripper(raw: Columns) -> np.ndarray:
 def _with_closedness(raw: Columns) -> np.ndarray:
     """The gripper command is closedness, 0 to 1."""
     return joined(raw[_MOVE], raw[_TURN], inverted(np.clip(flat(raw[_CLOSE]), 0, 1)))
-
-
-def inflated(column: np.ndarray, width: int) -> np.ndarray:
-    """A column whose steps are zlib-compressed float32 bytes, as float32 [n, width]; decoded columns pass."""
-    if column.dtype != object:
-        return np.asarray(column, dtype=np.float32).reshape(-1, width)
-    return np.stack([np.frombuffer(zlib.decompress(step), dtype="<f4").reshape(width) for step in column])
 
 
 @dataset(
@@ -50,8 +41,8 @@ def fractal(raw: Columns) -> Numbers:
     fps=10,
 )
 def kuka(raw: Columns) -> Numbers:
-    """QT-Opt grasping; its state is stored compressed."""
-    return _with_relative_gripper(raw), joined(inflated(raw[_CLIP_POSE], 7), inflated(raw[_GRIPPED], 1))
+    """QT-Opt grasping; its state is stored compressed, which the reader undoes."""
+    return _with_relative_gripper(raw), joined(raw[_CLIP_POSE], raw[_GRIPPED])
 
 
 @dataset(
