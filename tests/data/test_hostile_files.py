@@ -135,7 +135,7 @@ def test_whatever_hdf5_says_of_damage(tmp_path: Path, monkeypatch: pytest.Monkey
 
     for owner, name, call in (
         (h5py.Dataset, "__getitem__", lambda: reader.read(0, np.arange(2), ["action", "image_top"])),
-        (h5py.Group, "get", lambda: reader.times(0)),
+        (h5py.Group, "__contains__", lambda: reader.times(0)),
         (h5py.Group, "get", lambda: AlohaHdf5Reader(path)),
         (h5py.Group, "visititems", reader.unread),
         (h5py.File, "__init__", lambda: AlohaHdf5Reader(path)),
