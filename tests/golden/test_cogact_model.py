@@ -197,6 +197,7 @@ def test_whole_forward_pass(golden: Golden) -> None:
 
 
 def test_counts_and_names_of_the_published_sizes(golden_root: Path) -> None:
+    """Against "cogact/keys_*" and "cogact/param_counts"."""
     folder = golden_root / "cogact"
     if not (folder / "param_counts.json").is_file():
         pytest.skip("cogact/param_counts is not under this root")

@@ -57,9 +57,8 @@ class Dit(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (self.x_embedder.linear, self.history_embedder.linear, self.z_embedder.linear):
-            nn.init.normal_(layer.weight, std=0.02)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+        narrow = (self.x_embedder.linear, self.history_embedder.linear, self.z_embedder.linear)
+        for layer in (*narrow, *(part for part in self.t_embedder.mlp if isinstance(part, nn.Linear))):
             nn.init.normal_(layer.weight, std=0.02)
         nn.init.normal_(self.z_embedder.uncondition, std=0.02)
         nn.init.normal_(self.positional_embedding, std=self.positional_embedding.shape[1] ** -0.5)
@@ -86,7 +85,7 @@ class StepEmbedder(nn.Module):
         rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=step.device) / half)
         angles = step.float().unsqueeze(1) * rates
         waves = torch.cat((angles.cos(), angles.sin()), dim=1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class ConditionEmbedder(nn.Module):

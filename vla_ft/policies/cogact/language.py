@@ -13,7 +13,7 @@ from vla_ft.policies.cogact.config import LlamaShape
 
 
 class Projector(nn.Module):
-    """Fused patch features [B, N, vision] to language tokens [B, N, llm]: three layers, the first four times as wide."""
+    """Fused patch features [B, N, vision] to language tokens [B, N, llm]: three layers, the first four times wider."""
 
     def __init__(self, vision: int, llm: int) -> None:
         super().__init__()
@@ -41,7 +41,6 @@ class Language(nn.Module):
                 rms_norm_eps=1e-5,
                 max_position_embeddings=4096,
                 use_cache=False,
-                attn_implementation="sdpa",
             )
         )
         self.lm_head = nn.Linear(shape.width, shape.vocabulary, bias=False).requires_grad_(False)

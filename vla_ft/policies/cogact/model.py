@@ -19,8 +19,8 @@ COGNITION = FEATURE_PREFIX + "cognition"
 class CogAct(Model):
     """DINOv2 and SigLIP patches, a projector, Llama 2, and a diffusion transformer over actions.
 
-    Batch: ``image`` uint8 [B, S, S, 3], ``tokens`` int64 [B, L] and ``token_mask`` bool [B, L] of the prompt with BOS and
-    EOS, padded on the right; for the loss ``action`` [B, T, A], normalised, with ``action_pad_mask`` bool [B, T].
+    Batch: ``image`` uint8 [B, S, S, 3], ``tokens`` int64 [B, L] and ``token_mask`` bool [B, L] of the prompt with BOS
+    and EOS, padded on the right; for the loss ``action`` [B, T, A], normalised, with ``action_pad_mask`` bool [B, T].
     ``feature_cognition`` may stand for image and tokens.
     """
 
@@ -98,7 +98,8 @@ class CogAct(Model):
             if scale <= 1:
                 return self.head(x, step, feature).float()
             both = self.head(torch.cat((x, x)), torch.cat((step, step)), torch.cat((feature, empty)))
-            return guided(*both.float().chunk(2), scale)
+            conditional, unconditional = both.float().chunk(2)
+            return guided(conditional, unconditional, scale)
 
         if ddim:
             return sample_ddim(predict, noise, self.schedule.respaced(num_ddim_steps or config.num_ddim_steps))

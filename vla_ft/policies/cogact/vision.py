@@ -1,8 +1,8 @@
 """The two image towers: DINOv2 ViT-L/14 with registers, and SigLIP so400m/14, both at 224 and read before their end.
 
 Dosovitskiy et al. 2021 (2010.11929), Oquab et al. 2023 (2304.07193), Darcet et al. 2023 (2309.16588), Zhai et al. 2023
-(2303.15343). Parameters carry timm's names (``vit_large_patch14_reg4_dinov2``, ``vit_so400m_patch14_siglip_224``), which
-the published checkpoints hold; timm itself needs torchvision and stays out.
+(2303.15343). Parameters carry timm's names (``vit_large_patch14_reg4_dinov2``, ``vit_so400m_patch14_siglip_224``):
+the published checkpoints hold them; timm itself needs torchvision and stays out.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, its branches scaled by channel where the tower has it. [B, L, width] to the same."""
+    """A pre-norm transformer block, its branches scaled by channel where the tower has it. Keeps [B, L, width]."""
 
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
