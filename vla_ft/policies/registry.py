@@ -13,7 +13,7 @@ from vla_ft.errors import unknown
 from vla_ft.policies.base import Model, Processor
 from vla_ft.policies.ledger import Ledger, Place
 
-POLICIES = {"act": "vla_ft.policies.act"}
+POLICIES = {"act": "vla_ft.policies.act", "cogact": "vla_ft.policies.cogact"}
 
 
 class PolicyPackage(Protocol):

@@ -1,1 +1,30 @@
-"""CogACT."""
+"""CogACT: a vision-language model's last token conditions a diffusion transformer over actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vla_ft.data.sample import DatasetDescription
+from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.policies.cogact.checkpoint import load_weights
+from vla_ft.policies.cogact.config import Config
+from vla_ft.policies.cogact.model import CogAct
+from vla_ft.policies.cogact.processing import CogActProcessor, find_camera
+
+__all__ = ["Config", "build_model", "build_processor", "load_weights", "suggest"]
+
+
+def build_model(config: Config, description: DatasetDescription) -> CogAct:
+    """A model with fresh weights for a dataset's actions. Raises UserError for a dataset without the camera."""
+    find_camera(config, description)
+    return CogAct(config, description.action_dim)
+
+
+def build_processor(config: Config, description: DatasetDescription, statistics: DatasetStatistics) -> CogActProcessor:
+    """The processor of the same configuration."""
+    return CogActProcessor(config, description, statistics)
+
+
+def suggest(description: DatasetDescription, statistics: DatasetStatistics) -> dict[str, Any]:
+    """Model settings for a dataset: the published chunk, Llama 2's tokenizer, and the first camera by name."""
+    return {"camera": next(iter(description.cameras), None), "tokenizer": "llama-2-tokenizer"}
