@@ -83,7 +83,9 @@ def imagine_sample(description: DatasetDescription, processor: Processor, steps:
 
 def imagined_processor(config: RunConfig, description: DatasetDescription) -> Processor:
     """The policy's own processor, with statistics that leave numbers as they are."""
-    return load_policy(config.policy).build_processor(config.model, description, plain_statistics(description))
+    policy = load_policy(config.policy)
+    model = getattr(policy, "imagined", lambda model: model)(config.model)
+    return policy.build_processor(model, description, plain_statistics(description))
 
 
 def collate_one(config: RunConfig, description: DatasetDescription) -> Batch:

@@ -19,8 +19,9 @@ POLICIES = {"act": "vla_ft.policies.act", "cogact": "vla_ft.policies.cogact"}
 class PolicyPackage(Protocol):
     """What a policy's package exports.
 
-    It may export ``suggest(description, statistics) -> dict`` as well: model settings for a dataset, which
-    ``vla-ft recipe from-data`` writes into a recipe.
+    It may export ``suggest(description, statistics) -> dict``: model settings for a dataset, which ``vla-ft recipe
+    from-data`` writes into a recipe; and ``imagined(config) -> config``: one of the same shapes that needs no files
+    (tokenizers), for forecasts.
     """
 
     Config: type

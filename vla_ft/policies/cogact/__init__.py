@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.policies.cogact.checkpoint import load_weights
-from vla_ft.policies.cogact.config import Config
+from vla_ft.policies.cogact.config import STAND_IN, Config
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.cogact.processing import CogActProcessor, find_camera
 
-__all__ = ["Config", "build_model", "build_processor", "load_weights", "suggest"]
+__all__ = ["Config", "build_model", "build_processor", "imagined", "load_weights", "suggest"]
 
 
 def build_model(config: Config, description: DatasetDescription) -> CogAct:
@@ -23,6 +24,11 @@ def build_model(config: Config, description: DatasetDescription) -> CogAct:
 def build_processor(config: Config, description: DatasetDescription, statistics: DatasetStatistics) -> CogActProcessor:
     """The processor of the same configuration."""
     return CogActProcessor(config, description, statistics)
+
+
+def imagined(config: Config) -> Config:
+    """The same model for a forecast, which needs no tokenizer's file."""
+    return dataclasses.replace(config, tokenizer=STAND_IN)
 
 
 def suggest(description: DatasetDescription, statistics: DatasetStatistics) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class LlamaShape:
     vocabulary: int = 32064
 
 
+STAND_IN = "stand-in"
+"""``tokenizer`` of mock runs."""
 SMALL_TOWERS = (
     TowerShape(width=32, depth=3, heads=2, feedforward=64, registers=4, layer_scale=True),
     TowerShape(width=48, depth=3, heads=3, feedforward=64, pool=True),
@@ -41,7 +43,7 @@ class Config:
 
     size: Literal["7b", "mock"] = "7b"
     """``7b``: DINOv2-L, SigLIP so400m and Llama-2-7B as published. ``mock``: the same parts, tiny, for proving a
-    pipeline; its tokenizer is a stand-in over bytes."""
+    pipeline."""
     action_model_type: DitName | Literal["DiT-mock"] = "DiT-B"
     """The diffusion head: S 12 M, B 89 M, L 308 M weights; ``DiT-mock`` is tiny."""
     future_action_window_size: NonNegativeInt = 15
@@ -51,8 +53,8 @@ class Config:
     image_size: PositiveInt = 224
     """Pixels of the square that images are resized to, a multiple of 14."""
     tokenizer: str | None = None
-    """Folder or name of Llama-2's tokenizer (``tokenizer.json``), without Prismatic's padding token, which is added
-    here. None is right for ``size=mock`` alone."""
+    """Folder or name of Llama 2's tokenizer (``llama-2-tokenizer``), or ``stand-in``: pieces of four bytes, which knows
+    no language and is for mock runs and forecasts alone."""
     max_tokens: PositiveInt = 2048
     """Longest prompt in tokens. A longer one is refused, for its end is what the head is conditioned on."""
 
@@ -79,8 +81,6 @@ class Config:
                 f"num_ddim_steps is {self.num_ddim_steps}; of {STEPS} diffusion steps DDIM can take "
                 f"{', '.join(map(str, ddim_counts(STEPS)))}."
             )
-        if self.size == "7b" and self.tokenizer is None:
-            return  # said when the processor is built: planning needs no tokenizer
 
     @property
     def horizon(self) -> int:

@@ -1,11 +1,13 @@
-"""Instructions to token numbers: Llama 2's own tokenizer from its file, or a stand-in over bytes for mock runs."""
+"""Instructions to token numbers: Llama 2's own tokenizer from its file, or a stand-in for mock runs."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from vla_ft.errors import UserError
-from vla_ft.policies.cogact.config import Config
+from vla_ft.policies.cogact.config import STAND_IN, Config
 from vla_ft.weights.places import resolve
 
 BEGIN, END = 1, 2
@@ -16,8 +18,9 @@ PAD = 32000
 """Prismatic's added padding token."""
 IMAGE_MARK = "<image>"
 _FILE = "tokenizer.json"
-_BYTES = 4
-"""First number of the stand-in's bytes."""
+_STAND_IN_FIRST, _STAND_IN_BYTES = 4, 4
+"""First number of the stand-in's pieces, and their length: about as many tokens as Llama 2's."""
+Encode = Callable[[str], list[int]]
 
 
 def prompt_text(instruction: str) -> str:
@@ -31,20 +34,13 @@ class Prompts:
 
     def __init__(self, config: Config) -> None:
         self.limit = config.max_tokens
-        self.is_stand_in = config.size == "mock" and config.tokenizer is None
-        self.pad, self.blank = (0, 3) if self.is_stand_in else (PAD, BLANK)
-        self._tokenizer = None if self.is_stand_in else _read(config)
+        stand_in = config.tokenizer == STAND_IN
+        self.pad, self.blank = (0, 3) if stand_in else (PAD, BLANK)
+        self.encode: Encode = StandIn(config.llama.vocabulary) if stand_in else JsonTokenizer(config.tokenizer)
 
     def __call__(self, instruction: str) -> list[int]:
         """Token numbers. Raises UserError for a prompt over the limit: cut, it would lose the token that counts."""
-        text = prompt_text(instruction)
-        if self._tokenizer is None:
-            words = [BEGIN, *(_BYTES + byte for byte in text.encode())]
-        else:
-            words = list(self._tokenizer.encode(text).ids)
-        if words[0] != BEGIN:
-            words = [BEGIN, *words]
-        tokens = [*words, self.blank, END]
+        tokens = [BEGIN, *self.encode(prompt_text(instruction)), self.blank, END]
         if len(tokens) > self.limit:
             raise UserError(
                 f"The instruction '{instruction[:60]}...' makes a prompt of {len(tokens)} tokens, the model takes "
@@ -53,25 +49,42 @@ class Prompts:
         return tokens
 
 
-def _read(config: Config):
-    if config.tokenizer is None:
-        raise UserError(
-            "model.tokenizer is missing: instructions need Llama 2's tokenizer. Run `vla-ft fetch llama-2-tokenizer` "
-            "and set model.tokenizer=llama-2-tokenizer, or give the folder of its tokenizer.json. The stand-in is for "
-            "model.size=mock alone."
-        )
-    from tokenizers import Tokenizer
+class StandIn:
+    """Every four bytes a number by their checksum. The same everywhere; it knows no language."""
 
-    path = Path(resolve(config.tokenizer))
-    path = path / _FILE if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"There is no tokenizer at {path}. Give the folder of Llama 2's {_FILE}, or the file.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself
-        raise UserError(f"{path} is no tokenizer file ({error}). Fetch it again.") from error
-    marks = {name: tokenizer.token_to_id(name) for name in ("<s>", "</s>", "▁")}
-    expected = {"<s>": BEGIN, "</s>": END, "▁": BLANK}
-    if marks != expected:
-        raise UserError(f"{path} is not Llama 2's tokenizer: its marks are {marks}, expected {expected}.")
-    return tokenizer
+    def __init__(self, vocabulary: int) -> None:
+        self.room = vocabulary - _STAND_IN_FIRST
+
+    def __call__(self, text: str) -> list[int]:
+        data = text.encode()
+        pieces = (data[at : at + _STAND_IN_BYTES] for at in range(0, len(data), _STAND_IN_BYTES))
+        return [_STAND_IN_FIRST + zlib.crc32(piece) % self.room for piece in pieces]
+
+
+class JsonTokenizer:
+    """Llama 2's ``tokenizer.json``, by name or path, without the marks that it would add. Raises UserError."""
+
+    def __init__(self, name: str | None) -> None:
+        if name is None:
+            raise UserError(
+                "model.tokenizer is missing: instructions need Llama 2's tokenizer. Run `vla-ft fetch "
+                "llama-2-tokenizer` and set model.tokenizer=llama-2-tokenizer, or give the folder of its "
+                f"{_FILE}; model.tokenizer={STAND_IN} is for mock runs alone."
+            )
+        from tokenizers import Tokenizer
+
+        path = Path(resolve(name))
+        path = path / _FILE if path.is_dir() else path
+        if not path.is_file():
+            raise UserError(f"There is no tokenizer at {path}. Give the folder of Llama 2's {_FILE}, or the file.")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises Exception itself
+            raise UserError(f"{path} is no tokenizer file ({error}). Fetch it again.") from error
+        expected = {"<s>": BEGIN, "</s>": END, "▁": BLANK}
+        marks = {mark: self.tokenizer.token_to_id(mark) for mark in expected}
+        if marks != expected:
+            raise UserError(f"{path} is not Llama 2's tokenizer: its marks are {marks}, expected {expected}.")
+
+    def __call__(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
