@@ -13,14 +13,17 @@ from vla_ft.errors import unknown
 from vla_ft.policies.base import Model, Processor
 from vla_ft.policies.ledger import Ledger, Place
 
-POLICIES = {"act": "vla_ft.policies.act"}
+POLICIES = {"act": "vla_ft.policies.act", "pizero": "vla_ft.policies.pizero"}
 
 
 class PolicyPackage(Protocol):
     """What a policy's package exports.
 
     It may export ``suggest(description, statistics) -> dict`` as well: model settings for a dataset, which
-    ``vla-ft recipe from-data`` writes into a recipe.
+    ``vla-ft recipe from-data`` writes into a recipe; ``remarks(config, trained) -> list[str]``: lines that the banner
+    adds, given the trained weights by part; ``constants(config) -> dict``: what decides the numbers and leaves no trace
+    in weights, which exported files then carry; and ``EXPORTS``: published layouts by name, each a function ``(path,
+    tensors, config, step) -> number of tensors`` that writes one.
     """
 
     Config: type
