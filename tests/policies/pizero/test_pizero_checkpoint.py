@@ -102,7 +102,7 @@ def test_surprises_are_refused_before_anything_changes(tmp_path: Path) -> None:
     state = published(model())
     del state["proprio_encoder.bias"]
     torch.save({"model": state}, tmp_path / "step1.pt")
-    with pytest.raises(UserError, match="missing tensor 'proprio_encoder.bias'"):
+    with pytest.raises(UserError, match=r"missing tensor 'proprio_encoder\.bias'"):
         load_weights(target, str(tmp_path / "step1.pt"))
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""Samples to π0 batches and back: prompts, pictures, normalisation with the gripper left alone, tokenizers from files."""
+"""Samples to π0 batches and back: prompts, pictures, normalisation that leaves the gripper alone, tokenizers."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer file"):
         Prompts(small_config(tokenizer=str(tmp_path / "broken.json")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no tokenizer.json or tokenizer.model"):
+    with pytest.raises(UserError, match=r"no tokenizer\.json or tokenizer\.model"):
         Prompts(small_config(tokenizer=str(tmp_path / "empty")))
 
 

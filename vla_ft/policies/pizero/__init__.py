@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
-from vla_ft.policies.pizero.checkpoint import load_weights
+from vla_ft.policies.pizero.checkpoint import load_weights, write_published
 from vla_ft.policies.pizero.config import STAND_IN, Config
+from vla_ft.policies.pizero.layouts import constants
 from vla_ft.policies.pizero.model import Dimensions, PiZero
 from vla_ft.policies.pizero.processing import PiZeroProcessor
 
-__all__ = ["Config", "build_model", "build_processor", "load_weights", "remarks", "suggest"]
+__all__ = [
+    "EXPORTS",
+    "Config",
+    "build_model",
+    "build_processor",
+    "constants",
+    "load_weights",
+    "remarks",
+    "suggest",
+    "without_files",
+]
+
+EXPORTS = {"open-pi-zero": write_published}
+"""Published layouts that ``vla-ft export`` writes."""
 
 _TITLES = {"action": "Action", "vlm": "VLM"}
 
@@ -64,6 +79,11 @@ def check_dataset(config: Config, description: DatasetDescription) -> None:
 def suggest(description: DatasetDescription, statistics: DatasetStatistics) -> dict[str, Any]:
     """Model settings for a dataset: its widths."""
     return {"action_dim": description.action_dim, "proprio_dim": description.proprio_dim}
+
+
+def without_files(config: Config) -> Config:
+    """The same shapes without a tokenizer's files."""
+    return dataclasses.replace(config, tokenizer=STAND_IN)
 
 
 def remarks(config: Config, trained: Mapping[str, int]) -> list[str]:

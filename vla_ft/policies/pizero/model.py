@@ -20,7 +20,7 @@ from vla_ft.policies.pizero.flow import (
     velocity,
 )
 from vla_ft.policies.pizero.gemma import KeysValues, LayerShape, Stack
-from vla_ft.policies.pizero.vlm import FIRST_POSITION, PAD, PaliGemma
+from vla_ft.policies.pizero.vlm import FIRST_POSITION, PAD, PaliGemma, is_fixed
 
 PROPRIO_TOKENS = 1
 PREFIX = f"{FEATURE_PREFIX}prefix"
@@ -164,12 +164,15 @@ class PiZero(Model):
             if not name.startswith("vlm."):
                 groups["action"].append((name, parameter))
             else:
-                groups["fixed" if self.vlm.is_fixed(name.removeprefix("vlm.")) else "vlm"].append((name, parameter))
+                alone = is_fixed(name.removeprefix("vlm."), self.config.layers)
+                groups["fixed" if alone else "vlm"].append((name, parameter))
         return groups
 
     def blocks(self) -> list[nn.Module]:
-        """Layers of SigLIP, of Gemma, and of the experts."""
-        stacks = [self.vlm.vision, self.vlm.stack, *self.experts.values()]
+        """Layers of SigLIP, of Gemma, and of the experts; of the experts alone where cached features stand for the
+        vision-language model."""
+        read = [self.vlm.vision, self.vlm.stack] if isinstance(self.vlm, PaliGemma) else []
+        stacks = [*read, *self.experts.values()]
         return [layer for stack in stacks for layer in stack.get_submodule("layers").children()]
 
     def frozen_features(self) -> dict[str, FrozenFeatures]:

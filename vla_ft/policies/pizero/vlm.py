@@ -16,6 +16,14 @@ PAD, END, BEGIN = 0, 1, 2
 """Token numbers of PaliGemma: padding, end (never written), beginning."""
 
 
+def is_fixed(name: str, layers: int) -> bool:
+    """Whether published training leaves this weight of ``PaliGemma`` alone: the token embedding, and what follows the
+    last layer's keys. (Its value projection is among them, although the experts do read the values.)"""
+    last = f"stack.layers.{layers - 1}."
+    read = (f"{last}input_layernorm.", f"{last}self_attn.q_proj.", f"{last}self_attn.k_proj.")
+    return name.startswith("embed_tokens.") or (name.startswith(last) and not name.startswith(read))
+
+
 class PaliGemma(nn.Module):
     """Picture and prompt through SigLIP and Gemma. Nothing that comes after them changes their keys and values."""
 
@@ -37,14 +45,7 @@ class PaliGemma(nn.Module):
         stack = Stack(shape, config.layers, config.vlm_rope_theta, normed=False, read=False)
         self.stack = stack
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(not self.is_fixed(name))
-
-    def is_fixed(self, name: str) -> bool:
-        """Whether published training leaves this weight alone: the token embedding, and what follows the last layer's
-        keys. (Its value projection is among them, although the experts do read the values.)"""
-        last = f"stack.layers.{self.config.layers - 1}."
-        read = (f"{last}input_layernorm.", f"{last}self_attn.q_proj.", f"{last}self_attn.k_proj.")
-        return name.startswith("embed_tokens.") or (name.startswith(last) and not name.startswith(read))
+            parameter.requires_grad_(not is_fixed(name, config.layers))
 
     def forward(self, images: Tensor, text: Tensor, valid: Tensor) -> list[KeysValues]:
         """Keys and values of every layer, for the picture's tokens followed by those of the prompt.
