@@ -38,8 +38,15 @@ COVERAGE: tuple[tuple[str, str], ...] = (
     ("cogact/seed_mock_dataset", "the documented mock sample: comes with CogACT's adapter"),
     ("cogact/*", "test_cogact_model.py"),
     ("pizero/data", "test_pizero_data.py"),
-    ("pizero/parts", "normalising: test_pizero_data.py; the rest comes with the pi0 policy"),
-    ("pizero/*", "the pi0 policy is not built yet"),
+    ("pizero/parts", "test_pizero_parts.py"),
+    ("pizero/masks", "test_pizero_parts.py"),
+    ("pizero/flow_*", "test_pizero_model.py"),
+    ("pizero/infer_*", "test_pizero_model.py"),
+    ("pizero/train_*", "test_pizero_training.py"),
+    ("pizero/hf_*", "test_pizero_weights.py"),
+    ("pizero/tiny_*", "test_pizero_weights.py"),
+    ("pizero/manifest_*", "test_pizero_weights.py"),
+    ("pizero/param_counts", "test_pizero_weights.py"),
     ("rdt/*", "the RDT policy is not built yet"),
 )
 """Pattern of a case -> the test module beside this file that covers it, or in words why none does. First match wins."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ import torch
 from pydantic import ConfigDict
 
 from vla_ft.checkpoints import AVERAGE, find_checkpoint, verify
-from vla_ft.deployment.weights import TrainedWeights, build_plain, read_facts
-from vla_ft.errors import UserError
+from vla_ft.config import RunConfig
+from vla_ft.deployment.weights import TrainedWeights, Which, build_plain, read_facts
+from vla_ft.errors import UserError, unknown
+from vla_ft.policies.base import Model
+from vla_ft.policies.registry import load_policy
 from vla_ft.tensor_stream import Entry, TensorReader, TensorWriter
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,7 +31,9 @@ class ExportConfig:
     checkpoint: str
     """A checkpoint, or a run folder for its latest one."""
     output: str
-    """The file to write, ending in ``.safetensors``."""
+    """The file to write, ending in ``.safetensors``; in ``.pt`` for a published layout that is a torch file."""
+    layout: str = "vla_ft"
+    """Our own names, or a published layout of the policy, such as pizero's ``open-pi-zero``."""
     weights: Literal["average", "last"] | None = None
     """The moving average or the last weights; by default the average where the run kept one."""
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
@@ -36,7 +42,8 @@ class ExportConfig:
 def export(config: ExportConfig) -> str:
     """Write the file and say what is in it. Raises UserError."""
     output = Path(config.output)
-    _refuse_output(output)
+    own = config.layout == "vla_ft"
+    _refuse_output(output, ".safetensors" if own else ".pt")
     checkpoint = find_checkpoint(Path(config.checkpoint))
     step = verify(checkpoint)["step"]
     averaged = TensorReader.exists(checkpoint, AVERAGE)
@@ -45,11 +52,18 @@ def export(config: ExportConfig) -> str:
     which = config.weights or ("average" if averaged else "last")
     run, description = read_facts(checkpoint)
     model = build_plain(run, description, "meta")
+    merged = f", adapters of {', '.join(run.lora)} merged" if run.lora else ""
+    source = f"the {which} weights of step {step}{merged}"
+    if not own:
+        count = _write_published(config, checkpoint, model, run, which, step)
+        return (
+            f"{output}: {count} tensors in {config.layout}'s layout, {output.stat().st_size / 2**20:.1f} MiB, {source}"
+        )
     temporary = output.with_name(f".{output.stem}.new")
     try:
         with TrainedWeights(checkpoint, model, run, which) as weights:
             entries = [Entry(e.name, e.shape, _type(e, config.dtype)) for e in weights.entries]
-            about = {"format": "pt", "policy": run.policy, "step": str(step), "weights": which}
+            about = {"format": "pt", "policy": run.policy, "step": str(step), "weights": which, **_constants(run)}
             writer = TensorWriter(temporary.parent, temporary.name, entries, limit=2**63, metadata=about)
             writer.begin()
             for entry in entries:
@@ -61,17 +75,34 @@ def export(config: ExportConfig) -> str:
     finally:
         temporary.with_name(f"{temporary.name}.safetensors").unlink(missing_ok=True)
     size = sum(entry.nbytes for entry in entries)
-    merged = f", adapters of {', '.join(run.lora)} merged" if run.lora else ""
-    return f"{output}: {len(entries)} tensors, {size / 2**20:.1f} MiB, the {which} weights of step {step}{merged}"
+    return f"{output}: {len(entries)} tensors, {size / 2**20:.1f} MiB, {source}"
+
+
+def _write_published(
+    config: ExportConfig, checkpoint: Path, model: Model, run: RunConfig, which: Which, step: int
+) -> int:
+    """Write the policy's published layout. Returns the number of tensors; raises UserError for one that it lacks."""
+    layouts = getattr(load_policy(run.policy), "EXPORTS", {})
+    if config.layout not in layouts:
+        raise unknown(f"layout of policy '{run.policy}' to export", config.layout, ["vla_ft", *layouts])
+    with TrainedWeights(checkpoint, model, run, which) as weights:
+        tensors = ((e.name, weights.read(e.name).to(_type(e, config.dtype))) for e in weights.entries)
+        return int(layouts[config.layout](Path(config.output), tensors, run.model, step))
+
+
+def _constants(run: RunConfig) -> dict[str, str]:
+    """What decides the numbers and no tensor shows, as the policy has it."""
+    says = getattr(load_policy(run.policy), "constants", None)
+    return {} if says is None else {"constants": json.dumps(says(run.model))}
 
 
 def _type(entry: Entry, wanted: str) -> torch.dtype:
     return _TYPES[wanted] if wanted != "keep" and entry.dtype.is_floating_point else entry.dtype
 
 
-def _refuse_output(output: Path) -> None:
-    if output.suffix != ".safetensors":
-        raise UserError(f"output={output} must end in .safetensors, the one format that is written.")
+def _refuse_output(output: Path, suffix: str) -> None:
+    if output.suffix != suffix:
+        raise UserError(f"output={output} must end in {suffix}, which this layout is written in.")
     if output.exists():
         raise UserError(f"output={output} exists already. Remove it, or name another file.")
     if not output.absolute().parent.is_dir():

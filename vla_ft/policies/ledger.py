@@ -28,12 +28,15 @@ class Ledger:
     renamed: list[tuple[str, str]] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the reader should know besides."""
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(getattr(self, k))} {k}" for k in ("loaded", "renamed", "new", "unused"))
         lines = [f"Weights from {self.source}: {counts}"]
         lines += [f"  new     {name}" for name in self.new]
         lines += [f"  unused  {name}" for name in self.unused]
+        lines += [f"  note    {note}" for note in self.notes]
         return "\n".join(lines)
 
     def moves(self) -> Iterator[tuple[str, str]]:

@@ -13,15 +13,25 @@ from vla_ft.errors import unknown
 from vla_ft.policies.base import Model, Processor
 from vla_ft.policies.ledger import Ledger, Place
 
-POLICIES = {"act": "vla_ft.policies.act", "cogact": "vla_ft.policies.cogact"}
+POLICIES = {
+    "act": "vla_ft.policies.act",
+    "cogact": "vla_ft.policies.cogact",
+    "pizero": "vla_ft.policies.pizero",
+}
 
 
 class PolicyPackage(Protocol):
     """What a policy's package exports.
 
-    It may export ``suggest(description, statistics) -> dict``: model settings for a dataset, which ``vla-ft recipe
-    from-data`` writes into a recipe; and ``imagined(config) -> config``: one of the same shapes that needs no files
-    (tokenizers), for forecasts.
+    It may export more:
+
+    - ``suggest(description, statistics) -> dict``: model settings for a dataset, which ``vla-ft recipe from-data``
+      writes into a recipe;
+    - ``remarks(config, trained) -> list[str]``: lines that the banner adds, given the trained weights by part;
+    - ``constants(config) -> dict``: what decides the numbers and leaves no trace in weights; exported files carry it;
+    - ``without_files(config) -> config``: one whose processor needs no files (a tokenizer) and whose batches have the
+      same shapes, for forecasts;
+    - ``EXPORTS``: published layouts by name, each ``(path, tensors, config, step) -> number of tensors written``.
     """
 
     Config: type

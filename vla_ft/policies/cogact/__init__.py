@@ -12,7 +12,7 @@ from vla_ft.policies.cogact.config import STAND_IN, Config
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.cogact.processing import CogActProcessor, find_camera
 
-__all__ = ["Config", "build_model", "build_processor", "imagined", "load_weights", "suggest"]
+__all__ = ["Config", "build_model", "build_processor", "load_weights", "remarks", "suggest", "without_files"]
 
 
 def build_model(config: Config, description: DatasetDescription) -> CogAct:
@@ -26,9 +26,16 @@ def build_processor(config: Config, description: DatasetDescription, statistics:
     return CogActProcessor(config, description, statistics)
 
 
-def imagined(config: Config) -> Config:
-    """The same model for a forecast, which needs no tokenizer's file."""
+def without_files(config: Config) -> Config:
+    """The same model with the stand-in tokenizer: a forecast needs no file."""
     return dataclasses.replace(config, tokenizer=STAND_IN)
+
+
+def remarks(config: Config, trained: dict[str, int]) -> list[str]:
+    """What the banner adds: a tokenizer that knows no language."""
+    if config.tokenizer != STAND_IN:
+        return []
+    return ["Stand-in tokenizer: instructions become checksums of their bytes. Right for mock runs alone."]
 
 
 def suggest(description: DatasetDescription, statistics: DatasetStatistics) -> dict[str, Any]:
