@@ -31,7 +31,8 @@ class PolicyPackage(Protocol):
     - ``constants(config) -> dict``: what decides the numbers and leaves no trace in weights; exported files carry it;
     - ``without_files(config) -> config``: one whose processor needs no files (a tokenizer) and whose batches have the
       same shapes, for forecasts;
-    - ``EXPORTS``: published layouts by name, each ``(path, tensors, config, step) -> number of tensors written``.
+    - ``EXPORTS``: published layouts by name, each ``(path, tensors, config, step) -> number of tensors written``;
+    - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, tensors, TrainedFacts) -> number of tensors``.
     """
 
     Config: type

@@ -11,8 +11,21 @@ from vla_ft.policies.cogact.checkpoint import load_weights
 from vla_ft.policies.cogact.config import STAND_IN, Config
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.cogact.processing import CogActProcessor, find_camera
+from vla_ft.policies.cogact.published_run import write_run
 
-__all__ = ["Config", "build_model", "build_processor", "load_weights", "remarks", "suggest", "without_files"]
+__all__ = [
+    "EXPORT_FOLDERS",
+    "Config",
+    "build_model",
+    "build_processor",
+    "load_weights",
+    "remarks",
+    "suggest",
+    "without_files",
+]
+
+EXPORT_FOLDERS = {"cogact": write_run}
+"""Published layouts that ``vla-ft export`` writes."""
 
 
 def build_model(config: Config, description: DatasetDescription) -> CogAct:

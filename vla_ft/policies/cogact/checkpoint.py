@@ -9,8 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vla_ft.errors import UserError, unknown
-from vla_ft.policies.cogact.config import Config
-from vla_ft.policies.cogact.dit import SIZES
+from vla_ft.policies.cogact.config import HEADS, Config
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.ledger import Ledger, Place, import_state
 from vla_ft.policies.tensor_files import TORCH_SUFFIXES, TensorFiles, open_tensors
@@ -23,7 +22,18 @@ PUBLISHED: tuple[tuple[str, str], ...] = (
     ("head.", "action_model.net."),
 )
 """Beginnings of names. A published ``.pt`` is ``{"model": {sub-dictionary: {name: tensor}}}``."""
-LAYOUTS = ("vla_ft", "cogact", "prismatic")
+HUGGING_FACE = (
+    ("vlm.vision.dino_featurizer.", "vision_backbone.featurizer."),
+    ("vlm.vision.siglip_featurizer.", "vision_backbone.fused_featurizer."),
+    ("vlm.projector.projector.0.", "projector.fc1."),
+    ("vlm.projector.projector.2.", "projector.fc2."),
+    ("vlm.projector.projector.4.", "projector.fc3."),
+    ("vlm.llm.", "language_model."),
+)
+"""The same for OpenVLA as converted for transformers (``openvla/openvla-7b``), which has no head either."""
+LAYOUTS = ("vla_ft", "cogact", "prismatic", "openvla")
+CHECKPOINTS = "checkpoints"
+"""Folder of a published run that holds its ``.pt``; configuration and statistics lie above it."""
 _AVERAGE = "ema_diffusion."
 _NOWHERE = "(no such part) "
 
@@ -34,8 +44,9 @@ def load_weights(
     """Copy the weights of a file or folder into a CogACT model, strictly, and say what became of each tensor.
 
     ``layout``: ``vla_ft`` (our own), ``cogact`` (a published ``.pt``, or the folder of one), ``prismatic`` (OpenVLA or
-    Prismatic, the same without a head: it stays fresh), or ``auto``. ``assign`` and ``place`` as in
-    ``ledger.apply_import``. Raises UserError on any tensor that does not fit, before anything is changed.
+    Prismatic, the same without a head: it stays fresh), ``openvla`` (OpenVLA as Hugging Face's shards, as well), or
+    ``auto``. ``assign`` and ``place`` as in ``ledger.apply_import``. Raises UserError on any tensor that does not fit,
+    before anything is changed.
     """
     if not isinstance(model, CogAct):
         raise UserError(f"These are CogACT weights, the model is {type(model).__name__}. Choose policy 'cogact'.")
@@ -60,12 +71,18 @@ def load_state(
     place: Place | None = None,
 ) -> Ledger:
     """``load_weights`` from tensors in memory; ``source`` names them in messages."""
-    fresh_head = layout == "prismatic"
+    fresh_head = layout in ("prismatic", "openvla")
+    if fresh_head and not any(key.startswith("vision_backbone.") for key in state):
+        raise UserError(
+            f"{source} holds no image towers: they were frozen when it was trained, and published beside it. Start "
+            "from openvla-7b-prismatic, which has everything but the head."
+        )
+    renames = {"vla_ft": lambda key: key, "openvla": lambda key: own_name(key, HUGGING_FACE)}
     return import_state(
         model,
         state,
         source=source,
-        rename=(lambda key: key) if layout == "vla_ft" else own_name,
+        rename=renames.get(layout, own_name),
         may_be_new=lambda name: fresh_head and name.startswith("head."),
         assign=assign,
         place=place,
@@ -74,15 +91,22 @@ def load_state(
 
 def open_published(path: Path) -> TensorFiles:
     """Tensors of a published file, its run's folder (one ``.pt`` under ``checkpoints``), or our own files."""
-    if path.is_dir() and (path / "checkpoints").is_dir():
-        found = sorted(p for p in (path / "checkpoints").iterdir() if p.suffix in TORCH_SUFFIXES)
-        if len(found) != 1:
-            names = ", ".join(p.name for p in found) or "none"
-            raise UserError(f"{path}/checkpoints holds {len(found)} weight files ({names}). Name the file itself.")
-        path = found[0]
+    path = find_file(path)
     if path.is_file() and path.suffix in TORCH_SUFFIXES:
         return open_tensors(path, "model")
     return open_tensors(path)
+
+
+def find_file(path: Path) -> Path:
+    """The one ``.pt`` of a published run's folder; any other path as it is. Raises UserError for several."""
+    folder = path / CHECKPOINTS
+    if not folder.is_dir():
+        return path
+    found = sorted(p for p in folder.iterdir() if p.suffix in TORCH_SUFFIXES)
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise UserError(f"{folder} holds {len(found)} weight files ({names}). Name the file itself.")
+    return found[0]
 
 
 def detect_layout(state: Iterable[str], source: str) -> str:
@@ -92,6 +116,8 @@ def detect_layout(state: Iterable[str], source: str) -> str:
         return "vla_ft"
     if "projector.projector.0.weight" in names:
         return "cogact" if "action_model.net.positional_embedding" in names else "prismatic"
+    if "projector.fc1.weight" in names and "language_model.lm_head.weight" in names:
+        return "openvla"
     shown = ", ".join(sorted(names)[:4]) or "nothing"
     raise UserError(f"{source} holds {shown}...: no CogACT, OpenVLA or Prismatic checkpoint.")
 
@@ -102,7 +128,7 @@ def refuse_other_head(config: Config, action_dim: int, state: Mapping[str, Tenso
     own = (config.dit.width, config.dit.depth, config.horizon, action_dim)
     if own == (width, depth, horizon, actions):
         return
-    name = next((n for n, size in SIZES.items() if (size.width, size.depth) == (width, depth)), f"width {width}")
+    name = next((n for n, size in HEADS.items() if (size.width, size.depth) == (width, depth)), f"width {width}")
     if own[:2] != (width, depth):
         raise UserError(
             f"{source} holds the head {name}, the configuration {config.action_model_type}. "
@@ -135,11 +161,11 @@ def published_name(name: str) -> str:
     raise ValueError(f"'{name}' is no tensor of {CogAct.__name__}")
 
 
-def own_name(key: str) -> str | None:
+def own_name(key: str, beginnings: tuple[tuple[str, str], ...] = PUBLISHED) -> str | None:
     """The model's name of a published tensor. The average that runs with ``use_ema`` add is knowingly unused."""
     if key.startswith(_AVERAGE):
         return None
-    for ours, theirs in PUBLISHED:
+    for ours, theirs in beginnings:
         if key.startswith(theirs):
             # Hugging Face's OpenVLA calls DINOv2's scales otherwise.
             return ours + key.removeprefix(theirs).replace(".scale_factor", ".gamma")

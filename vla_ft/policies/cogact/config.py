@@ -33,6 +33,11 @@ SMALL_TOWERS = (
     TowerShape(width=48, depth=3, heads=3, feedforward=64, pool=True),
 )
 SMALL_LLAMA = LlamaShape(width=64, depth=2, heads=4, feedforward=112, vocabulary=320)
+HEADS: dict[str, DitShape] = {
+    **{str(name): shape for name, shape in SIZES.items()},
+    "DiT-mock": DitShape(width=64, depth=2, heads=2),
+}
+"""The published heads, and the one of mock runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class Config:
     future_action_window_size: NonNegativeInt = 15
     """Actions after the current one: a chunk holds one more. The published weights have 15."""
     camera: str | None = None
-    """The one camera that the model sees; None takes the dataset's only one, or the first of several, said so."""
+    """The one camera that the model sees; null takes the dataset's only one."""
     image_size: PositiveInt = 224
     """Pixels of the square that images are resized to, a multiple of 14."""
     tokenizer: str | None = None
@@ -100,6 +105,4 @@ class Config:
     @property
     def dit(self) -> DitShape:
         """The head's sizes."""
-        if self.action_model_type == "DiT-mock":
-            return DitShape(width=64, depth=2, heads=2)
-        return SIZES[self.action_model_type]
+        return HEADS[self.action_model_type]

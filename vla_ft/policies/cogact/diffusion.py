@@ -97,7 +97,7 @@ def sample_ddim(denoise: Denoise, noise: Tensor, schedule: Schedule) -> Tensor:
     for index in reversed(range(len(schedule.steps))):
         clean, predicted = _split(denoise, x, schedule, index)
         before = schedule.kept_before[index]
-        x = _number(math.sqrt(before), x) * clean + _number(math.sqrt(1 - before), x) * predicted
+        x = math.sqrt(before) * clean + math.sqrt(1 - before) * predicted
     return x
 
 
@@ -109,8 +109,8 @@ def sample_ddpm(
     of_clean, of_x, _, log_variance = schedule.posterior
     for index in reversed(range(len(schedule.steps))):
         clean, _ = _split(denoise, x, schedule, index)
-        mean = _number(of_clean[index], x) * clean + _number(of_x[index], x) * x
-        x = mean if index == 0 else mean + torch.exp(0.5 * _number(log_variance[index], x)) * drawn(x)
+        mean = float(of_clean[index]) * clean + float(of_x[index]) * x
+        x = mean if index == 0 else mean + math.exp(0.5 * log_variance[index]) * drawn(x)
     return x
 
 
@@ -123,15 +123,10 @@ def _split(denoise: Denoise, x: Tensor, schedule: Schedule, index: int) -> tuple
     """What a sample holds at a step: predicted clean actions, and the noise that they leave."""
     step = torch.full((len(x),), int(schedule.steps[index]), device=x.device)
     kept = schedule.kept[index]
-    scale, share = _number(math.sqrt(1 / kept), x), _number(math.sqrt(1 / kept - 1), x)
+    scale, share = math.sqrt(1 / kept), math.sqrt(1 / kept - 1)
     clean = scale * x - share * denoise(x, step)
     return clean, (scale * x - clean) / share
 
 
 def _gather(table: np.ndarray, step: Tensor, like: Tensor) -> Tensor:
     return torch.from_numpy(table).to(like.device)[step].float().view(-1, *[1] * (like.ndim - 1))
-
-
-def _number(value: float, like: Tensor) -> Tensor:
-    """Tables are float64 and rounded to float32 when they are used, as published."""
-    return torch.tensor(value, dtype=torch.float32, device=like.device)

@@ -106,16 +106,19 @@ class CogAct(Model):
         return sample_ddpm(predict, noise, self.schedule)
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """``vision``, ``projector``, ``llm`` and ``head``."""
-        parts = {"vlm.vision": "vision", "vlm.projector": "projector", "vlm.llm": "llm", "head": "head"}
-        return {
-            group: [(f"{path}.{key}", parameter) for key, parameter in self.get_submodule(path).named_parameters()]
-            for path, group in parts.items()
-        }
+        """``vision``, ``projector``, ``llm`` and ``head``; the first three are empty where cached features stand for
+        the vision-language model."""
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"vision": [], "projector": [], "llm": [], "head": []}
+        for name, parameter in self.named_parameters():
+            first, second, *_ = name.split(".")
+            groups[first if first == "head" else second].append((name, parameter))
+        return groups
 
     def blocks(self) -> list[nn.Module]:
-        """Blocks of both towers that are run, Llama's layers, the head's blocks."""
-        return [*self.vlm.vision.blocks(), *self.vlm.llm.model.layers, *self.head.blocks]
+        """Blocks of both towers that are run, Llama's layers, the head's blocks; the head's alone where cached features
+        stand for the rest."""
+        read = [*self.vlm.vision.blocks(), *self.vlm.llm.model.layers] if isinstance(self.vlm, Vlm) else []
+        return [*read, *self.head.blocks]
 
     def frozen_features(self) -> dict[str, FrozenFeatures]:
         """``vlm``: the vision-language model, when its three parts are frozen: 4,096 numbers a sample."""

@@ -62,7 +62,8 @@ class CogActProcessor(Processor):
         batch: Batch = {}
         if self.keys:
             batch[IMAGE] = torch.from_numpy(np.stack([self._picture(sample) for sample in samples]))
-            batch["tokens"], batch["token_mask"] = self._tokens(samples)
+            told = [sample["task"]["language_instruction"] for sample in samples]
+            batch["tokens"], batch["token_mask"] = self.prompts.batch(told)
         if "action" in samples[0]:
             real = np.stack([sample["action_pad_mask"] for sample in samples])
             batch["action"] = torch.from_numpy(self._normalize(np.stack([s["action"] for s in samples]), real, numbers))
@@ -78,21 +79,13 @@ class CogActProcessor(Processor):
         return self._normalizer.unnormalize(values, None if dataset is None else dataset.cpu().numpy())
 
     def _picture(self, sample: Sample) -> np.ndarray:
-        """The current frame, squeezed to the model's square: bicubic with antialias, as published ("resize-naive")."""
+        """The current frame as the model's square."""
         picture = sample["observation"][self.camera][-1]
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise UserError(
                 f"{self.camera} is {picture.dtype} {picture.shape}; CogACT sees RGB, uint8 [height, width, 3]."
             )
-        if picture.shape[:2] == (self.size, self.size):
-            return picture
-        return np.asarray(Image.fromarray(picture).resize((self.size, self.size), Image.Resampling.BICUBIC))
-
-    def _tokens(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-        rows = [torch.tensor(self.prompts(sample["task"]["language_instruction"])) for sample in samples]
-        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.prompts.pad)
-        lengths = torch.tensor([len(row) for row in rows])
-        return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
+        return squeezed(picture, self.size)
 
     def _normalize(self, actions: np.ndarray, real: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         if actions.shape[-1] != self._normalizer.width:
@@ -107,10 +100,22 @@ class CogActProcessor(Processor):
         return normalized
 
 
+def squeezed(picture: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H, W, 3] to [size, size, 3]: bicubic with antialias, as published ("resize-naive")."""
+    if picture.shape[:2] == (size, size):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
+
+
 def find_camera(config: Config, description: DatasetDescription) -> str:
-    """The camera that the model sees. Raises UserError where there is none, or none of the name asked for."""
+    """The camera that the model sees. Raises UserError where there is none, none of the name asked for, or a choice."""
     if not description.cameras:
         raise UserError(f"Dataset '{description.name}' has no cameras; CogACT needs one.")
+    if config.camera is None and len(description.cameras) > 1:
+        raise UserError(
+            f"Dataset '{description.name}' has {len(description.cameras)} cameras ({', '.join(description.cameras)}), "
+            f"CogACT sees one. Choose it with model.camera={next(iter(description.cameras))}."
+        )
     if config.camera is None:
         return next(iter(description.cameras))
     if config.camera not in description.cameras:
