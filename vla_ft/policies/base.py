@@ -51,6 +51,26 @@ class FrozenFeatures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetupFacts:
+    """What a run is about to do, for policies that repeat it in a published code's words."""
+
+    engine: str
+    processes: int
+    per_device: int
+    accumulation: int
+    recompute: bool
+    precision: str
+    optimizer: str
+    lr: float
+    weight_decay: float
+    schedule: str
+    warmup_steps: int
+    steps: int
+    samples: int
+    """Training windows of an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedFacts:
     """What a checkpoint knows beside its weights: for published layouts that keep it too."""
 

@@ -28,6 +28,7 @@ class PolicyPackage(Protocol):
     - ``suggest(description, statistics) -> dict``: model settings for a dataset, which ``vla-ft recipe from-data``
       writes into a recipe;
     - ``remarks(config, trained) -> list[str]``: lines that the banner adds, given the trained weights by part;
+    - ``setup_lines(SetupFacts) -> list[str]``: a run's settings in a published code's words, after the banner;
     - ``constants(config) -> dict``: what decides the numbers and leaves no trace in weights; exported files carry it;
     - ``without_files(config) -> config``: one whose processor needs no files (a tokenizer) and whose batches have the
       same shapes, for forecasts;

@@ -13,6 +13,7 @@ from vla_ft.config import RunConfig, ScheduleConfig
 from vla_ft.data.augmentation import describe
 from vla_ft.data.mixture import MixtureReader
 from vla_ft.data.order import MixtureOrder
+from vla_ft.policies.base import SetupFacts
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
@@ -38,7 +39,7 @@ def print_banner(console: Console, run: Run, engine: Engine, start: Sequence[str
     for name, value in (job | _data(run) | method | _cadence(run) | _model(run) | _parameters(run, engine)).items():
         table.add_row(name, value)
     console.print(table)
-    for line in remarks(run, engine):
+    for line in (*remarks(run, engine), *setup_lines(run, engine)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -50,6 +51,30 @@ def remarks(run: Run, engine: Engine) -> list[str]:
         for part, members in engine.model.parameter_groups().items()
     }
     return [] if says is None else says(run.state.config.model, trained)
+
+
+def setup_lines(run: Run, engine: Engine) -> list[str]:
+    """The settings in the words of the policy's published code, where it has any."""
+    says = getattr(load_policy(run.state.config.policy), "setup_lines", None)
+    if says is None:
+        return []
+    config = run.state.config
+    facts = SetupFacts(
+        engine=engine.name,
+        processes=engine.world_size,
+        per_device=config.batch.per_device,
+        accumulation=config.batch.accumulation,
+        recompute=config.activation_checkpointing,
+        precision=config.precision,
+        optimizer=config.optimizer.name,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        schedule=config.schedule.name,
+        warmup_steps=config.schedule.warmup_steps,
+        steps=config.steps,
+        samples=len(run.places),
+    )
+    return list(says(facts))
 
 
 def _job(run: Run, engine: Engine, start: Sequence[str]) -> dict[str, str]:

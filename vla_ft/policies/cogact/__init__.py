@@ -12,6 +12,7 @@ from vla_ft.policies.cogact.config import STAND_IN, Config
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.cogact.processing import CogActProcessor, find_camera
 from vla_ft.policies.cogact.published_run import write_run
+from vla_ft.policies.cogact.setup_lines import setup_lines
 
 __all__ = [
     "EXPORT_FOLDERS",
@@ -20,6 +21,7 @@ __all__ = [
     "build_processor",
     "load_weights",
     "remarks",
+    "setup_lines",
     "suggest",
     "without_files",
 ]
