@@ -67,7 +67,8 @@ class Dit(nn.Module):
     def forward(self, x: Tensor, step: Tensor, z: Tensor, drop: Tensor | None = None) -> Tensor:
         """``drop`` bool [B]: whose condition is replaced by the learned "no condition"; None drops none."""
         condition = self.t_embedder(step).unsqueeze(1) + self.z_embedder(z, drop)
-        tokens = torch.cat((condition, self.x_embedder(x)), dim=1) + self.positional_embedding
+        moves = self.x_embedder(x.to(self.positional_embedding.dtype))
+        tokens = torch.cat((condition, moves), dim=1) + self.positional_embedding
         for block in self.blocks:
             tokens = block(tokens)
         return self.final_layer(tokens)[:, 1:]
