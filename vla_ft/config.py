@@ -136,6 +136,36 @@ class BatchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning-rate factor as a function of the step: linear warm-up, then constant, linear or cosine decay, or cosine
+    cycles that begin anew (Loshchilov and Hutter, 2017)."""
+
+    __pydantic_config__ = _STRICT
+
+    name: Literal["constant", "linear", "cosine", "cosine_restarts"] = "constant"
+    warmup_steps: NotNegative = 0
+    """``cosine_restarts`` warms up in every cycle, from ``final_fraction``, which its first two updates share."""
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Factor reached at the last step of ``linear`` and ``cosine``; the lowest one of ``cosine_restarts``."""
+    cycle_steps: Positive | None = None
+    """``cosine_restarts``: steps of the first cycle, its warm-up included."""
+    cycle_growth: Annotated[float, Field(gt=0)] = 1.0
+    """How many times as long the next cycle is, without its warm-up."""
+    cycle_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The peak of the next cycle as a share of this one's."""
+
+    def __post_init__(self) -> None:
+        cycles = self.cycle_steps is not None or self.cycle_growth != 1 or self.cycle_decay != 1
+        if self.name != "cosine_restarts" and cycles:
+            raise UserError(f"schedule.cycle_* are for name=cosine_restarts, not {self.name}. Remove them, or set it.")
+        if self.name == "cosine_restarts" and (self.cycle_steps is None or self.cycle_steps <= self.warmup_steps):
+            raise UserError(
+                f"schedule.cycle_steps is {self.cycle_steps} with {self.warmup_steps} steps of warm-up: "
+                "cosine_restarts needs a cycle longer than its warm-up."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupConfig:
     """What one named part of a model (``backbone``, ``action``...) does differently."""
 
@@ -143,6 +173,8 @@ class GroupConfig:
 
     lr: Annotated[float, Field(ge=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
+    schedule: ScheduleConfig | None = None
+    """A schedule of its own; null takes the run's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,18 +194,6 @@ class OptimizerConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     groups: dict[str, GroupConfig] = field(default_factory=dict)
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Learning-rate factor as a function of the step: linear warm-up, then constant, linear or cosine decay."""
-
-    __pydantic_config__ = _STRICT
-
-    name: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: NotNegative = 0
-    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Factor reached at the last step of ``linear`` and ``cosine``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +270,8 @@ class ValidationConfig:
 
     every: Positive = 500
     samples: Positive = 256
+    thresholds: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """For each, the share of predicted steps whose every dimension is nearer than this, normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,14 +24,14 @@ QUIET = (
 DONE = "done.json"
 
 
-def run_cases(output: Path, cases: Mapping[str, Sequence[str]], processes: int) -> None:
-    """Train every case into ``output/NAME`` with QUIET and its words, in this order, on ``processes`` processes."""
+def run_cases(output: Path, cases: Mapping[str, Sequence[str]], processes: int, base: Sequence[str] = QUIET) -> None:
+    """Train every case into ``output/NAME`` with ``base`` and its words, in this order, on ``processes`` processes."""
     from vla_ft.training.launch import _environment
 
     output.mkdir(parents=True, exist_ok=True)
     for stale in [output / DONE, *output.glob("port_*")]:
         stale.unlink(missing_ok=True)
-    command = [sys.executable, __file__, str(output), json.dumps(dict(cases))]
+    command = [sys.executable, __file__, str(output), json.dumps({n: [*base, *words] for n, words in cases.items()})]
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "support")))
     running = []
     for rank in range(processes):
@@ -89,7 +89,7 @@ def _main() -> None:
     for name, words in cases.items():
         _agree_on_port(output / f"port_{name}")
         with narrow_trunk():
-            train(load_run_config([*QUIET, f"output={output / name}", *words]))
+            train(load_run_config([f"output={output / name}", *words]))
         finished.append(name)
     if os.environ["RANK"] == "0":
         (output / DONE).write_text(json.dumps(finished))

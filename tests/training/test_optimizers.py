@@ -32,8 +32,20 @@ def test_every_part_has_its_own_rate_and_decay():
         ("backbone", 1e-5, 0.1),
         ("action", 1e-3, 0.1),
     ]
-    assert set_learning_rates(optimizer, 0.5) == {"backbone": 5e-6, "action": 5e-4}
-    assert set_learning_rates(optimizer, 0.5) == {"backbone": 5e-6, "action": 5e-4}, "the factor must not compound"
+    half, config = ScheduleConfig(warmup_steps=2), OptimizerConfig()
+    for _ in range(2):  # the factor must not compound
+        assert set_learning_rates(optimizer, half, config, 0, 10) == {"backbone": 5e-6, "action": 5e-4}
+
+
+def test_a_part_may_follow_a_schedule_of_its_own():
+    own = GroupConfig(lr=1e-2, schedule=ScheduleConfig(name="cosine_restarts", cycle_steps=4, final_fraction=0.5))
+    config = OptimizerConfig(lr=1e-3, groups={"backbone": own})
+    optimizer = build_optimizer(TwoParts(), config)
+    rates = [set_learning_rates(optimizer, ScheduleConfig(), config, step, 10) for step in range(6)]
+    assert [r["action"] for r in rates] == [1e-3] * 6
+    cosine = [0.5 + 0.5 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    expected = [1e-2 * factor for factor in (0.5, *cosine, 1.0)]  # the first update counts for no cycle
+    assert [r["backbone"] for r in rates] == pytest.approx(expected)
 
 
 def test_unknown_parts_are_refused_with_the_nearest_name():
@@ -70,6 +82,25 @@ def test_a_frozen_part_has_no_gradient_and_no_optimizer_state():
 )
 def test_schedule(config, step, factor):
     assert schedule_factor(config, step, 101) == pytest.approx(factor)
+
+
+def test_cycles_grow_and_their_peaks_fall():
+    config = ScheduleConfig(
+        name="cosine_restarts", cycle_steps=6, warmup_steps=2, cycle_growth=2.0, cycle_decay=0.5, final_fraction=0.1
+    )
+    factors = [schedule_factor(config, step, 99) for step in range(18)]
+    assert factors[0] == factors[1] == 0.1
+    assert factors[3] == 1.0
+    # The second cycle has 2 steps of warm-up and twice the 4 steps of decay; its peak is half as high.
+    assert factors[7] == 0.1 and factors[9] == 0.5 and max(factors[7:17]) == 0.5
+    assert factors[17] == 0.1
+
+
+def test_cycles_are_for_restarts_alone():
+    with pytest.raises(UserError, match="name=cosine_restarts, not cosine"):
+        ScheduleConfig(name="cosine", cycle_steps=10)
+    with pytest.raises(UserError, match="longer than its warm-up"):
+        ScheduleConfig(name="cosine_restarts", cycle_steps=10, warmup_steps=10)
 
 
 def test_ema_follows_its_formula():

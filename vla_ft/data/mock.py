@@ -17,12 +17,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from vla_ft.data.formats.registry import find_writer, open_writer
 from vla_ft.data.formats.writing import Step
+from vla_ft.data.noise import INSTRUCTIONS, noise_steps
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription
 from vla_ft.errors import UserError
 
@@ -48,6 +49,10 @@ class MockConfig:
     image_size: tuple[int, int] = (48, 64)
     cameras: tuple[str, ...] = ("top",)
     action_dim: int = 14
+    proprio_dim: int | None = None
+    """Of ``noise``; null, and always for ``disc``, is ``action_dim``."""
+    content: Literal["disc", "noise"] = "disc"
+    """``disc`` can be learned; ``noise`` is random numbers, which show that a pipeline runs."""
     seed: int = 0
     format: str = "aloha"
     """What to write: a name in ``formats.registry.WRITERS``."""
@@ -60,6 +65,11 @@ class MockConfig:
             raise UserError(
                 f"Cannot generate {self}. Expected at least 1 episode, 1 camera and 2 action dimensions, and "
                 "1 <= min_length <= max_length."
+            )
+        if self.proprio_dim is not None and (self.content == "disc" or self.proprio_dim < 1):
+            raise UserError(
+                f"data.mock.proprio_dim={self.proprio_dim} is for content=noise, and 1 or more: the disc's actions "
+                "follow joints of their own number. Set data.mock.content=noise, or remove it."
             )
         if self.seed < 0:
             raise UserError(f"The mock's seed is {self.seed}, expected 0 or more.")
@@ -100,7 +110,9 @@ def write_mock(folder: Path | str, config: MockConfig) -> Path:
 
 
 def describe(config: MockConfig) -> DatasetDescription:
-    """What the mock's numbers mean: joint targets in rad, a gripper at the end of each half."""
+    """What the mock's numbers mean: joint targets in rad, a gripper at the end of each half; noise means nothing."""
+    if config.content == "noise":
+        return _describe_noise(config)
     half = config.action_dim // 2
     names = tuple(
         f"joint_{i}" if i not in (half - 1, 2 * half - 1) else f"gripper_{i}" for i in range(config.action_dim)
@@ -121,13 +133,31 @@ def describe(config: MockConfig) -> DatasetDescription:
     )
 
 
+def _describe_noise(config: MockConfig) -> DatasetDescription:
+    actions = tuple(f"action_{i}" for i in range(config.action_dim))
+    proprio = tuple(f"proprio_{i}" for i in range(config.proprio_dim or config.action_dim))
+    return DatasetDescription(
+        name="noise",
+        cameras=dict.fromkeys(sorted(config.cameras), config.image_size),
+        action_names=actions,
+        action_units=("",) * len(actions),
+        proprio_names=proprio,
+        proprio_units=("",) * len(proprio),
+        action_kind="unknown",
+        action_mode="unknown",
+        gripper="unknown",
+        fps=_FPS,
+    )
+
+
 def _write_episodes(folder: Path, config: MockConfig) -> None:
     kind, _ = find_writer(config.format)
     exact = next(images for images in kind.IMAGES if images not in kind.LOSSY)
     writer = open_writer(folder, describe(config), config.format, config.images or exact)
     try:
         for episode in range(config.episodes):
-            writer.add(episode_steps(config, episode), _INSTRUCTION)
+            instruction = INSTRUCTIONS[episode % len(INSTRUCTIONS)] if config.content == "noise" else _INSTRUCTION
+            writer.add(episode_steps(config, episode), instruction)
         writer.finish()
     finally:
         writer.close()
@@ -137,6 +167,16 @@ def episode_steps(config: MockConfig, episode: int) -> Iterator[Step]:
     """The steps of an episode as ``DatasetWriter.add`` takes them."""
     rng = np.random.default_rng([config.seed, episode + 1])
     length = int(rng.integers(config.min_length, config.max_length + 1))
+    if config.content == "noise":
+        yield from noise_steps(
+            rng,
+            length,
+            cameras=config.cameras,
+            image_size=config.image_size,
+            action_dim=config.action_dim,
+            proprio_dim=config.proprio_dim or config.action_dim,
+        )
+        return
     place = rng.uniform(0.15, 0.85, size=2)
     goal = _goal(config, place)
     qpos = rng.normal(scale=0.1, size=config.action_dim)

@@ -1,13 +1,14 @@
-"""``vla-ft export``: one file of weights, or LeRobot's policy folder, from a checkpoint of any engine, adapters merged.
+"""``vla-ft export``: weights from a checkpoint of any engine, adapters merged: one file, or a policy's published form.
 
 Needs no GPU.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,12 +19,16 @@ from safetensors.torch import save
 
 from vla_ft.checkpoints import AVERAGE, STATISTICS, find_checkpoint, verify, write_json
 from vla_ft.config import ExecutionConfig, RunConfig
+from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.deployment.weights import TrainedWeights, Which, build_plain, read_facts
-from vla_ft.errors import UserError
+from vla_ft.errors import UserError, unknown
+from vla_ft.policies.base import TrainedFacts
 from vla_ft.policies.registry import load_policy
 from vla_ft.tensor_stream import Entry, TensorReader, TensorWriter
 
+OWN = "safetensors"
+LEROBOT = ("lerobot", "lerobot03")
 _STEM = "model"
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,10 +43,12 @@ class ExportConfig:
     checkpoint: str
     """A checkpoint, or a run folder for its latest one."""
     output: str
-    """What to write: a file ending in ``.safetensors``, or a folder for LeRobot."""
-    format: Literal["safetensors", "lerobot", "lerobot03"] = "safetensors"
-    """``safetensors``: our own names. ``lerobot``: a policy folder as LeRobot saves it since 0.4; ``lerobot03``: as up
-    to 0.3.3, with statistics among the weights."""
+    """What to write: a file ending in ``.safetensors``; in ``.pt`` where a published form is a torch file; a folder
+    where it is one."""
+    format: str = OWN
+    """``safetensors``: our own names. Or a published form of the policy. ACT: ``lerobot``, a policy folder as LeRobot
+    saves it since 0.4, and ``lerobot03``, as up to 0.3.3, with statistics among the weights; pizero:
+    ``open-pi-zero``; cogact: ``cogact``."""
     weights: Literal["average", "last"] | None = None
     """The moving average or the last weights; by default the average where the run kept one."""
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
@@ -52,28 +59,66 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> str:
-    """Write what is asked for and say what is in it. Raises UserError."""
+    """Write what is asked for, whole or not at all, and say what is in it. Raises UserError."""
     output = Path(config.output)
-    folder = config.format != "safetensors"
-    _refuse_output(config, output)
     checkpoint = find_checkpoint(Path(config.checkpoint))
     step = verify(checkpoint)["step"]
-    which = _which(config, checkpoint)
+    run, description = read_facts(checkpoint)
+    suffix = _suffix(config, run)
+    _refuse_output(config, output, suffix)
+    source = _Source(config, checkpoint, run, description, step, _which(config, checkpoint))
     temporary = output.with_name(f".{output.name}.new")
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
         temporary.mkdir()
-        said = (
-            _write_folder(config, checkpoint, temporary, which)
-            if folder
-            else _write_file(config, checkpoint, temporary, which, step)
-        )
-        os.replace(temporary if folder else temporary / f"{_STEM}.safetensors", output)
+        said = _writer(config)(source, temporary)
+        os.replace(temporary / f"{_STEM}{suffix}" if suffix else temporary, output)
     except OSError as error:
         raise UserError(f"{output} could not be written: {error.strerror}. Free space, or name another file.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return f"{output}: {said.format(which=which, step=step)}"
+    return f"{output}: {said}"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is exported."""
+
+    config: ExportConfig
+    checkpoint: Path
+    run: RunConfig
+    description: DatasetDescription
+    step: int
+    which: Which
+
+    def weights(self) -> TrainedWeights:
+        """The weights, to be read one at a time."""
+        return TrainedWeights(self.checkpoint, build_plain(self.run, self.description, "meta"), self.run, self.which)
+
+    def statistics(self) -> DatasetStatistics:
+        """Of all the data."""
+        return DatasetStatistics.load(self.checkpoint / STATISTICS)
+
+    def in_words(self, tensors: int, size: int) -> str:
+        """What was written."""
+        merged = f", adapters of {', '.join(self.run.lora)} merged" if self.run.lora else ""
+        return f"{tensors} tensors, {size / 2**20:.1f} MiB, the {self.which} weights of step {self.step}{merged}"
+
+
+def _writer(config: ExportConfig) -> Callable[[_Source, Path], str]:
+    if config.format == OWN:
+        return _write_file
+    return _write_lerobot if config.format in LEROBOT else _write_published
+
+
+def _suffix(config: ExportConfig, run: RunConfig) -> str:
+    """How the output ends: not at all for a folder. Raises UserError for a form that the policy has not."""
+    policy = load_policy(run.policy)
+    files, folders = getattr(policy, "EXPORTS", {}), getattr(policy, "EXPORT_FOLDERS", {})
+    lerobot = LEROBOT if hasattr(policy, "lerobot_folder") else ()
+    if config.format not in (OWN, *files, *folders, *lerobot):
+        raise unknown(f"format of policy '{run.policy}' to export", config.format, [OWN, *files, *folders, *lerobot])
+    return f".{OWN}" if config.format == OWN else ".pt" if config.format in files else ""
 
 
 def _which(config: ExportConfig, checkpoint: Path) -> Which:
@@ -83,29 +128,52 @@ def _which(config: ExportConfig, checkpoint: Path) -> Which:
     return config.weights or ("average" if averaged else "last")
 
 
-def _write_file(config: ExportConfig, checkpoint: Path, folder: Path, which: Which, step: int) -> str:
+def _write_file(source: _Source, folder: Path) -> str:
     """Every tensor under our own names; what was written, in words."""
-    run, description = read_facts(checkpoint)
-    with TrainedWeights(checkpoint, build_plain(run, description, "meta"), run, which) as weights:
-        entries = [Entry(e.name, e.shape, _type(e, config.dtype)) for e in weights.entries]
-        about = {"format": "pt", "policy": run.policy, "step": str(step), "weights": which}
-        writer = TensorWriter(folder, _STEM, entries, limit=2**63, metadata=about)
+    run = source.run
+    with source.weights() as weights:
+        entries = [Entry(e.name, e.shape, _type(e, source.config.dtype)) for e in weights.entries]
+        about = {"format": "pt", "policy": run.policy, "step": str(source.step), "weights": source.which}
+        writer = TensorWriter(folder, _STEM, entries, limit=2**63, metadata=about | _constants(run))
         writer.begin()
         for entry in entries:
             writer.write(weights.read(entry.name).to(entry.dtype))
         writer.finish()
-    return _in_words(run, entries)
+    return source.in_words(len(entries), sum(entry.nbytes for entry in entries))
 
 
-def _write_folder(config: ExportConfig, checkpoint: Path, folder: Path, which: Which) -> str:
+def _write_published(source: _Source, folder: Path) -> str:
+    """The form that the policy's publishers read: a torch file, or a folder; what was written, in words."""
+    policy, wanted = load_policy(source.run.policy), source.config.format
+    files, folders = getattr(policy, "EXPORTS", {}), getattr(policy, "EXPORT_FOLDERS", {})
+    with source.weights() as weights:
+        tensors = ((e.name, weights.read(e.name).to(_type(e, source.config.dtype))) for e in weights.entries)
+        if wanted in files:
+            count = int(files[wanted](folder / f"{_STEM}.pt", tensors, source.run.model, source.step))
+        else:
+            facts = TrainedFacts(
+                config=source.run.model,
+                description=source.description,
+                statistics=source.statistics(),
+                step=source.step,
+            )
+            count = int(folders[wanted](folder, tensors, facts))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{source.in_words(count, size)}, in {wanted}'s form"
+
+
+def _constants(run: RunConfig) -> dict[str, str]:
+    """What decides the numbers and no tensor shows, as the policy has it."""
+    says = getattr(load_policy(run.policy), "constants", None)
+    return {} if says is None else {"constants": json.dumps(says(run.model))}
+
+
+def _write_lerobot(source: _Source, folder: Path) -> str:
     """LeRobot's policy folder; what was written, in words. Weights are float32, as LeRobot holds them."""
-    run, description = read_facts(checkpoint)
-    policy = load_policy(run.policy)
-    if not hasattr(policy, "lerobot_folder"):
-        raise UserError(f"format={config.format} writes policy 'act' alone, this is '{run.policy}'.")
+    config, run = source.config, source.run
     actions, ensemble = _execution(config.execution or run.execution, run)
-    form = policy.lerobot_folder(
-        run.model, description, DatasetStatistics.load(checkpoint / STATISTICS).of(config.dataset),
+    form = load_policy(run.policy).lerobot_folder(  # type: ignore[attr-defined]
+        run.model, source.description, source.statistics().of(config.dataset),
         actions_per_chunk=actions, ensemble=ensemble,
         generation="processors" if config.format == "lerobot" else "buffers",
     )  # fmt: skip
@@ -113,7 +181,7 @@ def _write_folder(config: ExportConfig, checkpoint: Path, folder: Path, which: W
         write_json(folder / name, text)
     for name, tensors in form.states.items():
         (folder / name).write_bytes(save(dict(tensors)))
-    with TrainedWeights(checkpoint, build_plain(run, description, "meta"), run, which) as weights:
+    with source.weights() as weights:
         kept = [(e, name) for e in weights.entries if (name := form.name_of(e.name)) is not None]
         entries = [Entry(name, e.shape, torch.float32) for e, name in kept]
         entries += [Entry(name, tuple(value.shape), value.dtype) for name, value in form.buffers.items()]
@@ -124,7 +192,8 @@ def _write_folder(config: ExportConfig, checkpoint: Path, folder: Path, which: W
             writer.write(value)
         writer.finish()
     chunks = f"ensemble {ensemble:g}" if ensemble is not None else f"{actions} actions of a chunk"
-    return f"{_in_words(run, entries)}, for LeRobot's act ({chunks})"
+    said = source.in_words(len(entries), sum(entry.nbytes for entry in entries))
+    return f"{said}, for LeRobot's act ({chunks})"
 
 
 def _execution(execution: ExecutionConfig, run: RunConfig) -> tuple[int, float | None]:
@@ -142,21 +211,16 @@ def _execution(execution: ExecutionConfig, run: RunConfig) -> tuple[int, float |
     return 1, 0.0 if execution.ensemble_weights == "uniform" else execution.ensemble_coefficient
 
 
-def _in_words(run: RunConfig, entries: Sequence[Entry]) -> str:
-    """``{which}`` and ``{step}`` are left to fill in."""
-    size = sum(entry.nbytes for entry in entries)
-    merged = f", adapters of {', '.join(run.lora)} merged" if run.lora else ""
-    return f"{len(entries)} tensors, {size / 2**20:.1f} MiB, the {{which}} weights of step {{step}}{merged}"
-
-
 def _type(entry: Entry, wanted: str) -> torch.dtype:
     return _TYPES[wanted] if wanted != "keep" and entry.dtype.is_floating_point else entry.dtype
 
 
-def _refuse_output(config: ExportConfig, output: Path) -> None:
-    if config.format == "safetensors" and output.suffix != ".safetensors":
-        raise UserError(f"output={output} must end in .safetensors, the one format that is written.")
-    if config.format != "safetensors" and config.dtype not in ("keep", "fp32"):
+def _refuse_output(config: ExportConfig, output: Path, suffix: str) -> None:
+    if suffix and output.suffix != suffix:
+        raise UserError(f"output={output} must end in {suffix}, which format={config.format} is written in.")
+    if not suffix and output.suffix in (".pt", ".pth", ".safetensors"):
+        raise UserError(f"output={output} is the name of a file; format={config.format} is a folder. Name one.")
+    if config.format in LEROBOT and config.dtype not in ("keep", "fp32"):
         raise UserError(f"dtype={config.dtype}: LeRobot's folder holds fp32. Leave dtype out.")
     if output.exists():
         raise UserError(f"output={output} exists already. Remove it, or name another one.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -62,8 +62,7 @@ class TemporalAggregation(ChunkExecution):
         reach = chunk.shape[-2] if self.window is None else min(self.window, chunk.shape[-2])
         if len(self._chunks) > reach:
             self._chunks.popleft()
-        ages = range(len(self._chunks) - 1, -1, -1)
-        return np.stack([past[..., age, :] for past, age in zip(self._chunks, ages, strict=True)])
+        return aligned(self._chunks)
 
     def reset(self) -> None:
         self._chunks.clear()
@@ -95,6 +94,12 @@ class OnlineEnsembler(ChunkExecution):
 
     def reset(self) -> None:
         self._average = None
+
+
+def aligned(chunks: Collection[np.ndarray]) -> np.ndarray:
+    """What chunks [..., K, A] of successive steps, the last of now, say of now: [n, ..., A], oldest first."""
+    ages = range(len(chunks) - 1, -1, -1)
+    return np.stack([chunk[..., age, :] for chunk, age in zip(chunks, ages, strict=True)])
 
 
 def weighted_average(predictions: np.ndarray, coefficient: float) -> np.ndarray:

@@ -38,13 +38,14 @@ def imagine(mock: MockConfig) -> DatasetDescription:
     """The description that mock demonstrations of these settings would have."""
     names = tuple(f"joint_{number}" for number in range(mock.action_dim))
     units = ("rad",) * len(names)
+    proprio = names if mock.proprio_dim is None else tuple(f"proprio_{number}" for number in range(mock.proprio_dim))
     return DatasetDescription(
         name="imagined",
         cameras=dict.fromkeys(mock.cameras, mock.image_size),
         action_names=names,
         action_units=units,
-        proprio_names=names,
-        proprio_units=units,
+        proprio_names=proprio,
+        proprio_units=("rad",) * len(proprio),
         action_kind="joint",
         action_mode="absolute",
         gripper="0 closed, 1 open",
@@ -82,8 +83,10 @@ def imagine_sample(description: DatasetDescription, processor: Processor, steps:
 
 
 def imagined_processor(config: RunConfig, description: DatasetDescription) -> Processor:
-    """The policy's own processor, with statistics that leave numbers as they are."""
-    return load_policy(config.policy).build_processor(config.model, description, plain_statistics(description))
+    """The policy's own processor, with statistics that leave numbers as they are. It needs no files."""
+    policy = load_policy(config.policy)
+    bare = getattr(policy, "without_files", lambda model: model)
+    return policy.build_processor(bare(config.model), description, plain_statistics(description))
 
 
 def collate_one(config: RunConfig, description: DatasetDescription) -> Batch:

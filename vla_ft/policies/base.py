@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
-from vla_ft.data.sample import Sample
+from vla_ft.data.sample import DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.data.windows import WindowSpec
 
@@ -48,6 +48,37 @@ class FrozenFeatures:
     """Features [B, ...] of a batch, by the keys of ``outputs``; shape and dtype are the same for every sample."""
     settings: dict[str, str]
     """What besides weights and inputs decides the numbers, such as image size and normalisation, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetupFacts:
+    """What a run is about to do, for policies that repeat it in a published code's words."""
+
+    engine: str
+    processes: int
+    per_device: int
+    accumulation: int
+    recompute: bool
+    precision: str
+    optimizer: str
+    lr: float
+    weight_decay: float
+    schedule: str
+    warmup_steps: int
+    steps: int
+    samples: int
+    """Training windows of an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedFacts:
+    """What a checkpoint knows beside its weights: for published layouts that keep it too."""
+
+    config: object
+    """The policy's own."""
+    description: DatasetDescription
+    statistics: DatasetStatistics
+    step: int
 
 
 @dataclass

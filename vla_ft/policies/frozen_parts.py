@@ -37,10 +37,12 @@ def cacheable(model: Model, parts: Sequence[str], random_keys: Sequence[str] = (
         module = model.get_submodule(chosen[part].module)
         trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         if trained:
+            prefix = chosen[part].module + "."
+            groups = [g for g, of in model.parameter_groups().items() if any(n.startswith(prefix) for n, _ in of)]
             raise UserError(
                 f"frozen_features.parts names '{part}', whose weights are trained ({trained[0]} and {len(trained) - 1} "
-                f"more): its outputs change with every step. Freeze it with freeze=[{part}], or leave it out of "
-                "frozen_features.parts."
+                f"more): its outputs change with every step. Freeze it with freeze=[{','.join(groups)}], or leave it "
+                "out of frozen_features.parts."
             )
         drawn = [key for key in chosen[part].inputs if key in random_keys]
         if drawn:

@@ -13,16 +13,30 @@ from vla_ft.errors import unknown
 from vla_ft.policies.base import Model, Processor
 from vla_ft.policies.ledger import Ledger, Place
 
-POLICIES = {"act": "vla_ft.policies.act"}
+POLICIES = {
+    "act": "vla_ft.policies.act",
+    "cogact": "vla_ft.policies.cogact",
+    "pizero": "vla_ft.policies.pizero",
+}
 
 
 class PolicyPackage(Protocol):
     """What a policy's package exports.
 
-    It may export ``suggest(description, statistics) -> dict`` as well: model settings for a dataset, which
-    ``vla-ft recipe from-data`` writes into a recipe. One whose checkpoints others publish as folders exports
-    ``open_published(folder) -> Published``, ``published_settings(folder) -> dict`` (the ``model`` section) and
-    ``our_key(feature) -> str``, our name of the publisher's observation keys (``vla_ft.policies.published``).
+    It may export more:
+
+    - ``suggest(description, statistics) -> dict``: model settings for a dataset, which ``vla-ft recipe from-data``
+      writes into a recipe;
+    - ``remarks(config, trained) -> list[str]``: lines that the banner adds, given the trained weights by part;
+    - ``setup_lines(SetupFacts) -> list[str]``: a run's settings in a published code's words, after the banner;
+    - ``constants(config) -> dict``: what decides the numbers and leaves no trace in weights; exported files carry it;
+    - ``without_files(config) -> config``: one whose processor needs no files (a tokenizer) and whose batches have the
+      same shapes, for forecasts;
+    - ``EXPORTS``: published layouts by name, each ``(path, tensors, config, step) -> number of tensors written``;
+    - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, tensors, TrainedFacts) -> number of tensors``.
+    - ``open_published(folder) -> Published``, ``published_settings(folder) -> dict`` (the ``model`` section) and
+      ``our_key(feature) -> str``, our name of the publisher's observation keys, where others publish checkpoints as
+      folders (``vla_ft.policies.published``).
     """
 
     Config: type

@@ -68,9 +68,13 @@ class TensorFiles(Mapping[str, Tensor]):
     Writing to one changes this process's copy alone, never the file.
     """
 
-    def __init__(self, source: str, entries: Mapping[str, Stored | Tensor]) -> None:
+    def __init__(
+        self, source: str, entries: Mapping[str, Stored | Tensor], beside: Mapping[str, object] | None = None
+    ) -> None:
         self.source = source
         self._entries = dict(entries)
+        self.beside = dict(beside or {})
+        """What lies beside the tensors: a safetensors file's metadata, or plain values at the top of a torch file."""
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
@@ -112,9 +116,9 @@ def open_tensors(path: str | Path, inside: str | None = None) -> TensorFiles:
     if path.suffix == ".safetensors":
         if inside is not None:
             raise UserError(f"{path} is a flat safetensors file; there is no part '{inside}' in it.")
-        return TensorFiles(str(path), _safetensors_entries(path))
+        return TensorFiles(str(path), *_safetensors_entries(path))
     if path.suffix in TORCH_SUFFIXES:
-        return TensorFiles(str(path), _torch_entries(path, inside))
+        return TensorFiles(str(path), *_torch_entries(path, inside))
     raise UserError(f"{path} ends in '{path.suffix}'; expected .safetensors or one of {', '.join(TORCH_SUFFIXES)}.")
 
 
@@ -144,10 +148,11 @@ def _open_folder(folder: Path, inside: str | None) -> TensorFiles:
     lost = [f"'{name}' in {shard}" for name, shard in places.items() if name not in shards[shard]]
     if lost:
         raise UserError(f"{index} lists tensors that are not there: {', '.join(lost[:4])}. Download the folder again.")
-    return TensorFiles(str(folder), {name: shards[shard]._entries[name] for name, shard in places.items()})
+    beside = {key: value for shard in shards.values() for key, value in shard.beside.items()}
+    return TensorFiles(str(folder), {name: shards[shard]._entries[name] for name, shard in places.items()}, beside)
 
 
-def _safetensors_entries(path: Path) -> dict[str, Stored]:
+def _safetensors_entries(path: Path) -> tuple[dict[str, Stored], dict[str, object]]:
     """The header of a safetensors file: 8 bytes of length, JSON, data. Raises UserError unless it fits the file."""
     try:
         file = MappedFile(path)
@@ -155,14 +160,14 @@ def _safetensors_entries(path: Path) -> dict[str, Stored]:
         if length > min(_HEADER_LIMIT, file.size - 8):
             raise ValueError(f"a header of {length} bytes in a file of {file.size}")
         header = json.loads(file.read(8, length))
-        header.pop("__metadata__", None)
+        metadata = dict(header.pop("__metadata__", None) or {})
         entries = {name: _stored(file, 8 + length, **about) for name, about in header.items()}
         end = max((entry.end for entry in entries.values()), default=8 + length)
         if end != file.size:
             raise ValueError(f"{file.size} bytes, the header describes {end}")
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UserError(f"{path} is no complete safetensors file ({error}). Copy or download it again.") from error
-    return entries
+    return entries, metadata
 
 
 def _stored(file: MappedFile, data: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Stored:
@@ -175,7 +180,7 @@ def _stored(file: MappedFile, data: int, dtype: str, shape: list[int], data_offs
     return Stored(file, kind, tuple(shape), start=data + begin)
 
 
-def _torch_entries(path: Path, inside: str | None) -> dict[str, Stored | Tensor]:
+def _torch_entries(path: Path, inside: str | None) -> tuple[dict[str, Stored | Tensor], dict[str, object]]:
     mapped = zipfile.is_zipfile(path)
     if mapped:
         _refuse_program(path)
@@ -186,13 +191,20 @@ def _torch_entries(path: Path, inside: str | None) -> dict[str, Stored | Tensor]
         )
     content = _unpickle(path, shapes_only=mapped)
     tensors = _tensors_of(content, inside, path)
+    beside = {} if inside is None else {key: value for key, value in content.items() if _is_plain(value)}
     if not mapped:
-        return dict(tensors)
+        return dict(tensors), beside
     file = MappedFile(path)
     entries = {name: _stored_in_zip(file, tensor) for name, tensor in tensors.items()}
     if any(entry.end > file.size for entry in entries.values()):
         raise UserError(f"{path} is no complete torch file (tensors reach past its end). Copy or download it again.")
-    return dict(entries)
+    return dict(entries), beside
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, or a flat dict of those."""
+    values = value.values() if isinstance(value, dict) else (value,)
+    return all(isinstance(one, bool | int | float | str) for one in values)
 
 
 def _refuse_program(path: Path) -> None:

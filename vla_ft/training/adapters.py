@@ -45,7 +45,12 @@ def add_adapters(model: Model, config: RunConfig) -> None:
 def _layers(model: Model, part: str, settings: LoraConfig) -> list[str]:
     """Names of the part's linear layers that ``layers`` matches."""
     inside = {name.rpartition(".")[0] for name, _ in model.parameter_groups()[part]}
-    linear = [name for name, module in model.named_modules() if type(module) is nn.Linear and name in inside]
+    # What a model itself freezes is not read: an adapter there would never get a gradient.
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and name in inside and module.weight.requires_grad
+    ]
     if not linear:
         raise UserError(
             f"Part '{part}' has no linear layers to adapt. Remove lora.{part}, or train or freeze the part."

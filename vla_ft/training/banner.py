@@ -9,10 +9,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vla_ft.config import RunConfig
+from vla_ft.config import RunConfig, ScheduleConfig
 from vla_ft.data.augmentation import describe
 from vla_ft.data.mixture import MixtureReader
 from vla_ft.data.order import MixtureOrder
+from vla_ft.policies.base import SetupFacts
+from vla_ft.policies.registry import load_policy
 from vla_ft.training.assembly import FRESH, Run
 from vla_ft.training.engines import Engine
 from vla_ft.training.engines.pieces import QUANTIZATION_BLOCK
@@ -37,6 +39,42 @@ def print_banner(console: Console, run: Run, engine: Engine, start: Sequence[str
     for name, value in (job | _data(run) | method | _cadence(run) | _model(run) | _parameters(run, engine)).items():
         table.add_row(name, value)
     console.print(table)
+    for line in (*remarks(run, engine), *setup_lines(run, engine)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def remarks(run: Run, engine: Engine) -> list[str]:
+    """What the policy has to say about this run, if anything."""
+    says = getattr(load_policy(run.state.config.policy), "remarks", None)
+    trained = {
+        part: sum(engine.pieces[name].numel for name, _ in members if name in engine.trained)
+        for part, members in engine.model.parameter_groups().items()
+    }
+    return [] if says is None else says(run.state.config.model, trained)
+
+
+def setup_lines(run: Run, engine: Engine) -> list[str]:
+    """The settings in the words of the policy's published code, where it has any."""
+    says = getattr(load_policy(run.state.config.policy), "setup_lines", None)
+    if says is None:
+        return []
+    config = run.state.config
+    facts = SetupFacts(
+        engine=engine.name,
+        processes=engine.world_size,
+        per_device=config.batch.per_device,
+        accumulation=config.batch.accumulation,
+        recompute=config.activation_checkpointing,
+        precision=config.precision,
+        optimizer=config.optimizer.name,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        schedule=config.schedule.name,
+        warmup_steps=config.schedule.warmup_steps,
+        steps=config.steps,
+        samples=len(run.places),
+    )
+    return list(says(facts))
 
 
 def _job(run: Run, engine: Engine, start: Sequence[str]) -> dict[str, str]:
@@ -136,10 +174,19 @@ def _method(run: Run, engine: Engine) -> dict[str, str]:
         "steps": f"{config.steps:,} ({epochs:.2f} epochs)",
         "precision": _PRECISIONS[config.precision],
         "optimizer": f"{type(engine.optimizer).__name__} betas {optimizer.betas} eps {optimizer.eps:g}; {rates}{clip}",
-        "schedule": f"{schedule.name}, warm-up {schedule.warmup_steps} steps"
-        + (f", down to {schedule.final_fraction:g} of the rate" if schedule.name != "constant" else ""),
+        "schedule": _schedule(schedule)
+        + "".join(f"; {part}: {_schedule(own.schedule)}" for part, own in optimizer.groups.items() if own.schedule),
         "EMA": ema,
     }
+
+
+def _schedule(schedule: ScheduleConfig) -> str:
+    words = f"{schedule.name}, warm-up {schedule.warmup_steps} steps"
+    if schedule.cycle_steps is not None:
+        words += f", cycles of {schedule.cycle_steps:,} steps"
+        words += f" growing by {schedule.cycle_growth:g}" if schedule.cycle_growth != 1 else ""
+        words += f", peaks falling by {schedule.cycle_decay:g}" if schedule.cycle_decay != 1 else ""
+    return words + (f", down to {schedule.final_fraction:g} of the rate" if schedule.name != "constant" else "")
 
 
 def _memory(run: Run, engine: Engine) -> dict[str, str]:

@@ -108,6 +108,8 @@ def schedule_factor(config: ScheduleConfig, step: int, steps: int) -> float:
 
     A pure function of the step: there is no scheduler state to save, and none to restore wrongly.
     """
+    if config.name == "cosine_restarts":
+        return _restarts(config, step)
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.name == "constant":
@@ -118,8 +120,31 @@ def schedule_factor(config: ScheduleConfig, step: int, steps: int) -> float:
     return config.final_fraction + (1 - config.final_fraction) * shape
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Apply the schedule's factor to every group's own base rate; returns the rates by group name."""
+def _restarts(config: ScheduleConfig, step: int) -> float:
+    """open-pi-zero's form, in which the first update counts for no cycle: the bottom, then warm-up and cosine."""
+    low, warmup, length = config.final_fraction, config.warmup_steps, config.cycle_steps
+    assert length is not None
+    if step == 0:
+        return low
+    place, cycle = step - 1, 0
+    if config.cycle_growth == 1:
+        cycle, place = divmod(place, length)
+    while place >= length:
+        place, cycle = place - length, cycle + 1
+        length = int((length - warmup) * config.cycle_growth) + warmup
+    peak = config.cycle_decay**cycle
+    if place < warmup:
+        return low + (peak - low) * place / warmup
+    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * (place - warmup) / (length - warmup)))
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, config: OptimizerConfig, step: int, steps: int
+) -> dict[str, float]:
+    """Set every group's rate for the update after ``step`` of ``steps``: its base rate times the factor of its own
+    schedule, or of the run's. Returns the rates by group name."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        own = config.groups.get(group["name"])
+        followed = schedule if own is None or own.schedule is None else own.schedule
+        group["lr"] = group["base_lr"] * schedule_factor(followed, step, steps)
     return {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -12,7 +12,7 @@ from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch
 from vla_ft.training.assembly import Run, places_of
 from vla_ft.training.engines import Engine
-from vla_ft.training.optimizers import schedule_factor, set_learning_rates
+from vla_ft.training.optimizers import set_learning_rates
 
 
 def update(run: Run, batches: Iterator[Batch], engine: Engine, stop: bool) -> tuple[dict[str, float], bool]:
@@ -24,7 +24,7 @@ def update(run: Run, batches: Iterator[Batch], engine: Engine, stop: bool) -> tu
     """
     state, config = run.state, run.state.config
     micro_batches, stop = _fetch(batches, config.batch.accumulation, engine, stop)
-    rates = set_learning_rates(engine.optimizer, schedule_factor(config.schedule, state.step, config.steps))
+    rates = set_learning_rates(engine.optimizer, config.schedule, config.optimizer, state.step, config.steps)
     engine.zero_grad()
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches, 1):

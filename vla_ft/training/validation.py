@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch, Processor
@@ -19,8 +20,10 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
     """Means over all held-out windows of all processes, with the averaged weights when there are any. Collective.
 
     ``validation/action_l1`` is the mean absolute error of ``sample`` in normalised units, ``validation/action_mae`` in
-    robot units; steps past an episode's end do not count. Random numbers drawn here come from a fork with the run's
-    seed: the run itself goes on as if validation had not happened. Raises UserError for a sample that cannot be read.
+    robot units; steps past an episode's end do not count. ``validation/action_within_X`` is the share of steps whose
+    every dimension is nearer than the threshold X, normalised. Random numbers drawn here come from a fork with the
+    run's seed: the run itself goes on as if validation had not happened. Raises UserError for a sample that cannot be
+    read.
     """
     model, ema = engine.model, run.state.ema
     devices = [engine.device] if engine.device.type == "cuda" else []
@@ -32,7 +35,7 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
         with engine.holding(ema.average) if ema else nullcontext(), torch.random.fork_rng(devices):
             torch.manual_seed(run.state.config.seed)
             for batch, counts in _in_step(_until_mistake(batches, mistakes), engine):
-                sums = _sums(engine, run.processor, batch)
+                sums = _sums(engine, run.processor, batch, run.state.config.validation.thresholds)
                 for name, value in sums.items() if counts else ():
                     totals[name] = totals.get(name, 0.0) + value
     finally:
@@ -69,7 +72,12 @@ def _in_step(batches: Iterator[Batch], engine: Engine) -> Iterator[tuple[Batch, 
         yield engine.move(spare), batch is not None
 
 
-def _sums(engine: Engine, processor: Processor, batch: Batch) -> dict[str, float]:
+def rows_within(error: Tensor, threshold: float) -> Tensor:
+    """bool [...]: whether every dimension of an absolute error [..., A] is below the threshold."""
+    return (error < threshold).all(-1)
+
+
+def _sums(engine: Engine, processor: Processor, batch: Batch, thresholds: Sequence[float]) -> dict[str, float]:
     result = engine.loss(batch)
     predicted = engine.sample(batch).float()
     real = batch["action_pad_mask"]
@@ -77,7 +85,9 @@ def _sums(engine: Engine, processor: Processor, batch: Batch) -> dict[str, float
     robot_error = np.abs(processor.unnormalize(predicted, of) - processor.unnormalize(batch["action"], of))
     size = len(real)
     sums = {name: float(value) * size for name, value in {"loss": result.loss, **result.metrics}.items()}
-    sums["action_l1"] = float((predicted - batch["action"]).abs().mean(-1)[real].sum())
+    error = (predicted - batch["action"]).abs()[real]
+    sums["action_l1"] = float(error.mean(-1).sum())
+    sums |= {f"action_within_{limit:g}": float(rows_within(error, limit).sum()) for limit in thresholds}
     sums["action_mae"] = float(robot_error.mean(-1)[real.cpu().numpy()].sum())
     return sums | {"samples": float(size), "steps": float(real.sum())}
 

@@ -1,0 +1,31 @@
+"""CogACT's launch lines as its documents type them, run by vla_ft: see docs/cogact.md.
+
+torchrun --standalone --nproc-per-node=4 scripts/train.py --vla.type custom-finetune ...
+python scripts/train.py --vla.type custom-finetune ...          # starts one process per card by itself
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from vla_ft.cli import main
+from vla_ft.errors import UserError
+from vla_ft.policies.cogact.translate import launched_processes, translate
+
+
+def run(arguments: list[str]) -> int:
+    """Translate and train; a mistake is told in a sentence."""
+    try:
+        found = translate(arguments, launched_processes(os.environ))
+    except UserError as mistake:
+        print(f"train.py: {mistake}", file=sys.stderr)
+        return 2
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join([*found.notes, "vla-ft train " + " ".join(found.words)]), flush=True)
+    os.environ.update(found.environment)
+    return main(["train", *found.words])
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,208 @@
+"""π0's weights under every published name: strict key tables, exact counts, and a whole small file of each kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import golden_files
+import pytest
+import torch
+from pizero_models import base, build, inputs, read_json
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vla_ft.errors import UserError
+from vla_ft.policies.ledger import plan_import
+from vla_ft.policies.pizero.checkpoint import load_weights, write_published
+from vla_ft.policies.pizero.config import Config
+from vla_ft.policies.pizero.layouts import detect_layout, published_names, rename_for
+from vla_ft.policies.pizero.model import Dimensions, PiZero
+
+
+def full_size(**changes: Any) -> PiZero:
+    """The published sizes without numbers."""
+    with torch.device("meta"):
+        return PiZero(Config(**changes), Dimensions(action=7, proprio=changes.pop("proprio", 7)))
+
+
+def table(keys: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Tensors of these shapes without numbers."""
+    return {key: torch.empty(shape, device="meta") for key, shape in keys.items()}
+
+
+def test_exact_counts(golden_root: Path) -> None:
+    facts = read_json(golden_root, "param_counts")
+    model = full_size()
+    groups = {name: [p for _, p in members] for name, members in model.parameter_groups().items()}
+    count = {name: sum(p.numel() for p in members) for name, members in groups.items()}
+    assert count["action"] == facts["action_expert_parameters"] == 314_636_295
+    assert count["vlm"] == facts["trainable_vlm_parameters"] == 2_291_302_128
+    assert sum(count.values()) == facts["total_tied_unique"]
+    last = facts["parts"]["vlm last-layer unused"]
+    assert count["fixed"] == facts["parts"]["embed_tokens"] + last
+    assert all(p.requires_grad for name in ("vlm", "action") for p in groups[name])
+    assert not any(p.requires_grad for p in groups["fixed"])
+
+
+@pytest.mark.parametrize(
+    ("fact", "changes"),
+    [
+        ("action_adaLN", {"adaptive": "adaLN"}),
+        ("action_adaLN-Zero", {"adaptive": "adaLN-Zero"}),
+        ("fractal_action", {}),
+    ],
+)
+def test_counts_of_variants(golden_root: Path, fact: str, changes: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = PiZero(Config(**changes), Dimensions(action=7, proprio=8 if fact == "fractal_action" else 7))
+    counted = sum(p.numel() for _, p in model.parameter_groups()["action"])
+    assert counted == read_json(golden_root, "param_counts")[fact]
+
+
+@pytest.mark.parametrize("rank", [32, 64])
+def test_counts_of_adapters(golden_root: Path, rank: int) -> None:
+    """Every linear layer of the trained part has one: (in + out) x rank weights."""
+    model = full_size()
+    members = {name.removesuffix(".weight") for name, _ in model.parameter_groups()["vlm"]}
+    linear = [m for name, m in model.named_modules() if type(m) is torch.nn.Linear and name in members]
+    counted = sum(rank * (m.in_features + m.out_features) for m in linear)
+    assert counted == read_json(golden_root, "param_counts")[f"lora_vlm_r{rank}"]
+
+
+def test_key_table_of_open_pi_zero(golden_root: Path) -> None:
+    facts = read_json(golden_root, "manifest_pizero_full")
+    keys = table({f"_orig_mod.{key}": shape for key, shape in facts["keys"].items()})
+    assert len(keys) == facts["n_keys"] == 938
+    assert detect_layout(keys, "manifest") == "open-pi-zero"
+    for tied, unused in ((True, 163), (False, 0)):
+        model = full_size(tie_experts=tied)
+        ledger = plan_import(model, keys, source="manifest", rename=rename_for("open-pi-zero", tied))
+        assert (len(ledger.unused), ledger.new) == (unused, [])
+        assert all(".mixtures.proprio." in key for key in ledger.unused)
+        written = {key for name in model.state_dict() for key in published_names(name, tied)}
+        assert written == facts["keys"].keys()
+
+
+@pytest.mark.parametrize("generation", ["published", "transformers 4.52", "transformers 5"])
+def test_key_tables_of_paligemma(golden_root: Path, generation: str) -> None:
+    facts = read_json(golden_root, "manifest_paligemma3b_hf")
+    keys = {renamed(key, generation): shape for key, shape in facts["keys"].items()}
+    if generation != "published":
+        keys["lm_head.weight"] = facts["keys"]["language_model.model.embed_tokens.weight"]
+    assert len(facts["keys"]) == 603
+    assert detect_layout(keys, "manifest") == "paligemma"
+    ledger = plan_import(
+        full_size(),
+        table(keys),
+        source="manifest",
+        rename=rename_for("paligemma", True),
+        may_be_new=lambda name: not name.startswith("vlm."),
+    )
+    assert len(ledger.loaded) + len(ledger.renamed) == 602
+    assert {key.rpartition(".")[0].rpartition(".")[2] for key in ledger.unused} <= {"norm", "lm_head"}
+    assert all(name.startswith(("experts.", "action_", "proprio_encoder")) for name in ledger.new)
+
+
+def renamed(key: str, generation: str) -> str:
+    """A published PaliGemma name as later generations of transformers save it."""
+    if generation == "published":
+        return key
+    key = "model." + key.replace("language_model.model.", "language_model.")
+    return key.replace("vision_tower.vision_model.", "vision_tower.") if generation == "transformers 5" else key
+
+
+@pytest.mark.parametrize("generation", ["published", "transformers 4.52", "transformers 5"])
+def test_small_paligemma_file(golden_root: Path, tmp_path: Path, generation: str) -> None:
+    shared = base(golden_root)
+    path = golden_root / "pizero/hf_paligemma_tiny.safetensors"
+    facts, tensors = read_json(golden_root, "hf_paligemma_tiny"), load_file(path)
+    expected = tensors.pop("zz_check.image_text_embeds")
+    save_file({renamed(key, generation): value for key, value in tensors.items()}, tmp_path / "model.safetensors")
+    model = build(facts["config"])
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    ledger = load_weights(model, str(tmp_path))
+    batch = inputs(shared)
+    with torch.no_grad():
+        torch.testing.assert_close(model.vlm.embed(batch["image"], batch["text"]), expected, rtol=1e-5, atol=1e-5)
+    assert len(ledger.unused) == len(facts["unused_source"])
+    state = model.state_dict()
+    moved = {name for name in state if not torch.equal(state[name], fresh[name])}
+    for target, source in facts["target_to_source"].items():
+        name = rename_for("open-pi-zero", True)(target)
+        if source == "<unchanged>":
+            assert name is None or name not in moved
+        else:
+            assert name is not None and torch.equal(state[name], tensors[source]), target
+
+
+def tiny_checkpoint(golden_root: Path) -> tuple[Path, golden_files.Golden, golden_files.Golden]:
+    path = golden_root / "pizero/tiny_checkpoint_step3.pt"
+    if not path.is_file():
+        pytest.skip("pizero/tiny_checkpoint_step3.pt is not under this root")
+    return path, golden_files.load(golden_root, "pizero/tiny_checkpoint_expected"), base(golden_root)
+
+
+def assert_as_expected(model: PiZero, golden: golden_files.Golden, shared: golden_files.Golden) -> None:
+    with torch.no_grad():
+        loss = model.loss(inputs(shared), shared["in.x0"], shared["in.t"]).loss
+        assert loss.item() == pytest.approx(golden.facts["loss"], rel=1e-5)
+        golden.close(model.sample_from(inputs(shared), shared["in.x0"]), "infer.action", rtol=1e-4, atol=1e-4)
+
+
+def test_open_pi_zero_checkpoint(golden_root: Path, tmp_path: Path) -> None:
+    """Half-precision weights of a compiled model load strictly, and go back into a file of the same form."""
+    path, golden, shared = tiny_checkpoint(golden_root)
+    model = build(golden.facts["config"])
+    ledger = load_weights(model, str(path))
+    assert_as_expected(model, golden, shared)
+    assert ledger.new == [] and all("mixtures.proprio." in key for key in ledger.unused)
+    assert "does not say with which constants" in str(ledger)
+
+    step, state = 3, model.state_dict()
+    count = write_published(tmp_path / "step3.pt", state.items(), model.config, step)
+    original = torch.load(path, weights_only=True)
+    content = torch.load(tmp_path / "step3.pt", weights_only=True)
+    assert content["cnt_update"] == original["cnt_update"] == step
+    assert {k.replace("_orig_mod.", "") for k in original["model"]} == content["model"].keys() and count == len(
+        original["model"]
+    )
+    for key, value in original["model"].items():
+        assert torch.equal(value.float(), content["model"][key.replace("_orig_mod.", "")]), key
+
+    again = build(golden.facts["config"])
+    assert load_weights(again, str(tmp_path / "step3.pt")).notes == []  # its constants came along
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    other = PiZero(dataclasses.replace(model.config, time_period=10000.0), model.dimensions)
+    with pytest.raises(UserError, match=r"model\.time_period=100 \(here 10000\)"):
+        load_weights(other, str(tmp_path / "step3.pt"))
+
+
+def test_untied_checkpoint(golden_root: Path, tmp_path: Path) -> None:
+    """Experts that differ need ``tie_experts=false``; one of them is not dropped in silence."""
+    path, golden, _ = tiny_checkpoint(golden_root)
+    content = torch.load(path, weights_only=True)
+    key = next(key for key in content["model"] if "mixtures.proprio.norm" in key)
+    content["model"][key] = content["model"][key] + 1
+    torch.save(content, tmp_path / "step3.pt")
+    with pytest.raises(UserError, match="tie_experts=false"):
+        load_weights(build(golden.facts["config"]), str(tmp_path / "step3.pt"))
+    model = build(golden.facts["config"], tie_experts=False)
+    assert load_weights(model, str(tmp_path / "step3.pt")).unused == []
+    norm = model.experts["proprio"].get_parameter("norm.weight")
+    assert torch.equal(norm.detach(), content["model"][key].float())
+
+
+def test_published_names_carry_their_constants(golden_root: Path, tmp_path: Path) -> None:
+    path, golden, shared = tiny_checkpoint(golden_root)
+    published = tmp_path / "bridge_beta_step19296_2024-12-26_22-30_42.pt"
+    published.write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"model\.expert_rope_theta=10000 \(here 100\), model\.time_period=10000"):
+        load_weights(build(golden.facts["config"]), str(published))
+    constants = {"expert_rope_theta": 10000.0, "time_period": 10000.0}
+    model = build(golden.facts["config"], **constants)
+    assert load_weights(model, str(published)).notes == []
+    with torch.no_grad():  # and they matter
+        loss = model.loss(inputs(shared), shared["in.x0"], shared["in.t"]).loss
+    assert loss.item() != pytest.approx(golden.facts["loss"], rel=1e-3)

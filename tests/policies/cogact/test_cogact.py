@@ -1,0 +1,182 @@
+"""CogACT as a policy: repeated diffusion, masks, freezing by part, cached cognition features, adapters, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from cogact_examples import HORIZON, batch, model
+from torch import Tensor
+
+from vla_ft.config import LoraConfig, load_run_config
+from vla_ft.errors import UserError
+from vla_ft.planning.states import GIB, states
+from vla_ft.policies.base import Batch
+from vla_ft.policies.cogact.config import Config
+from vla_ft.policies.cogact.model import COGNITION, CogAct
+from vla_ft.policies.frozen_parts import cacheable, compute_rows, leave_out, replaced_inputs, with_features
+from vla_ft.training.adapters import add_adapters
+from vla_ft.training.blocks import recompute_activations
+from vla_ft.training.compatibility import Setup
+from vla_ft.training.optimizers import freeze_parts
+
+VLM = ("vision", "projector", "llm")
+
+
+def fixed(one: CogAct, data: Batch, seed: int = 3) -> Tensor:
+    torch.manual_seed(seed)
+    return one(data).loss
+
+
+def gradients(one: CogAct, data: Batch) -> dict[str, Tensor]:
+    one.zero_grad()
+    fixed(one, data).backward()
+    return {name: p.grad.clone() for name, p in one.named_parameters() if p.grad is not None}
+
+
+def test_every_trained_weight_has_a_gradient_and_no_other() -> None:
+    """DDP waits for all of them; what nothing reads is frozen from the start."""
+    one = model()
+    assert gradients(one, batch()).keys() == {name for name, p in one.named_parameters() if p.requires_grad}
+    unread = {name for name, p in one.named_parameters() if not p.requires_grad}
+    assert {"vlm.llm.lm_head.weight", "head.history_embedder.linear.weight"} < unread
+
+
+def test_repeated_steps_take_effect() -> None:
+    """Each copy has its own noise and step; the vision-language model runs once for all."""
+    data, seen = batch(), []
+    for repeats in (1, 4):
+        one = model(repeated_diffusion_steps=repeats, condition_dropout=0.0)
+        calls: list[int] = []
+        one.vlm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        shapes: list[tuple[int, ...]] = []
+        one.head.register_forward_pre_hook(lambda _, given, shapes=shapes: shapes.append(tuple(given[0].shape)))
+        seen.append(fixed(one, data).item())
+        assert calls == [1] and shapes == [(2 * repeats, HORIZON, 7)]
+    assert seen[0] != seen[1]
+    one = model(repeated_diffusion_steps=2, condition_dropout=0.0)
+    noise, step = torch.randn(4, HORIZON, 7), torch.tensor([3, 50, 70, 99])
+    whole = one.loss(data, noise=noise, step=step).loss
+    halves = []
+    for part in (slice(0, 2), slice(2, 4)):
+        alone = model(repeated_diffusion_steps=1, condition_dropout=0.0)
+        halves.append(alone.loss(data, noise=noise[part], step=step[part]).loss)
+    assert whole.item() == pytest.approx(sum(half.item() for half in halves) / 2, rel=1e-5)
+
+
+def test_padded_steps_count_as_published_unless_masked() -> None:
+    data = batch()
+    other = {**data, "action": data["action"].clone()}
+    other["action"][:, -1] += 1
+    assert fixed(model(), data) != fixed(model(), other)
+    one = model(loss_mask=True)
+    torch.manual_seed(0)
+    noise, step = torch.randn(6, HORIZON, 7), torch.randint(100, (6,))
+    drop = torch.zeros(6, dtype=torch.bool)
+    error = one.loss(data, noise=noise, step=step, drop=drop)
+    expected = model()
+    assert error.loss != expected.loss(data, noise=noise, step=step, drop=drop).loss
+    assert error.metrics["mse"] == error.loss.detach()
+
+
+def test_a_frozen_part_is_left_alone() -> None:
+    data = batch()
+    for part in (*VLM, "head"):
+        one = model()
+        freeze_parts(one, (part,))
+        prefix = "head." if part == "head" else f"vlm.{part}."
+        found = gradients(one, data)
+        assert found and not any(name.startswith(prefix) for name in found)
+
+
+def test_cached_cognition_features_train_the_head_alike() -> None:
+    one, data = model(), batch()
+    freeze_parts(one, VLM)
+    one.train()
+    parts = cacheable(one, ["vlm"])
+    rows = compute_rows(one, parts["vlm"], data)
+    assert rows[COGNITION].shape == (2, 1, one.config.llama.width)
+    uncached = gradients(one, data)
+    expected = fixed(one, data)
+    torch.manual_seed(5)
+    actions = one.sample(data)
+    replaced = replaced_inputs(one, parts)
+    cached = with_features(data, parts, rows, replaced, 1)
+    assert replaced == {"image", "tokens", "token_mask"} and not replaced & cached.keys()
+    leave_out(one, parts["vlm"])
+    assert torch.equal(fixed(one, cached), expected)
+    seen = gradients(one, cached)
+    assert seen.keys() == uncached.keys() and all(torch.equal(seen[name], value) for name, value in uncached.items())
+    torch.manual_seed(5)
+    assert torch.equal(one.sample(cached), actions)
+    assert len(one.blocks()) == 2 and [len(part) for part in one.parameter_groups().values()][:3] == [0, 0, 0]
+
+
+def test_a_trained_part_cannot_be_cached() -> None:
+    one = model()
+    freeze_parts(one, ("vision", "llm"))
+    with pytest.raises(UserError, match=r"freeze=\[vision,projector,llm\]"):
+        cacheable(one, ["vlm"])
+
+
+def test_blocks_computed_again_change_nothing() -> None:
+    one, data = model(), batch()
+    expected = gradients(one, data)
+    recompute_activations(one)
+    again = gradients(one, data)
+    assert all(torch.equal(again[name], gradient) for name, gradient in expected.items())
+    assert len(one.blocks()) == 2 + 2 + 2 + 2
+
+
+def test_adapters_lie_where_something_is_read() -> None:
+    one = model()
+    config = dataclasses.replace(load_run_config(["recipe=cogact-mock"]), lora={"llm": LoraConfig(rank=2)})
+    add_adapters(one, config)
+    made = {name for name, _ in one.named_parameters() if ".lora_" in name}
+    assert len(made) == 2 * 7 * 2 and not any("lm_head" in name for name in made)
+    found = gradients(one, batch())
+    assert found.keys() == {name for name, p in one.named_parameters() if p.requires_grad}
+
+
+def test_what_a_token_sees() -> None:
+    """Padding changes nothing, instruction and picture do, and one sample not another."""
+    one, data = model().eval(), batch()
+    feature = one.cognition(data)
+    alone = {key: value[:1] for key, value in data.items()}
+    length = int(data["token_mask"][0].sum())
+    alone |= {key: alone[key][:, :length] for key in ("tokens", "token_mask")}
+    torch.testing.assert_close(one.cognition(alone), feature[:1], rtol=1e-4, atol=1e-5)
+    for key in ("image", "tokens"):
+        changed = {name: value.clone() for name, value in data.items()}
+        changed[key][1, 4:8] = changed[key][1, 4:8].flip(0) if key == "tokens" else 255 - changed[key][1, 4:8]
+        other = one.cognition(changed)
+        torch.testing.assert_close(other[0], feature[0])
+        assert (other[1] - feature[1]).abs().max() > 1e-5, key
+
+
+def test_half_precision_stays_close() -> None:
+    one, data = model(condition_dropout=0.0), batch()
+    expected = fixed(one, data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fixed(one, data).item() == pytest.approx(expected.item(), rel=0.05)
+    half = model(condition_dropout=0.0).to(torch.bfloat16)
+    assert fixed(half, data).item() == pytest.approx(expected.item(), rel=0.1)
+
+
+def test_the_documents_memory_and_ours() -> None:
+    """28.4 GiB a card is 16 bytes for all 7,630,224,071 weights on four; the 174 million that nothing reads cost us
+    four bytes, which makes 27.9. Neither fits 22 GiB; weights, gradients and moments in seven bytes do."""
+    with torch.device("meta"):
+        one = CogAct(Config(), 7)
+    trained = sum(p.numel() for p in one.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in one.parameters())
+    assert whole == 7_630_224_071 and whole - trained == 131_334_144 + 12_600_320 + 30_480_160 + 8 * 768
+    asked = load_run_config(["recipe=custom-finetune", "data.path=mock"])
+    setup = Setup.of(asked, 4, 4)
+    assert states(whole, 0, setup).total / GIB == pytest.approx(28.4, abs=0.05)
+    assert states(trained, whole - trained, setup).total / GIB == pytest.approx(27.9, abs=0.05)
+    fits = Setup.of(load_run_config(["recipe=cogact-base-4x22gb", "data.path=mock"]), 4, 4)
+    assert states(trained, whole - trained, fits).total / GIB == pytest.approx(10.7, abs=0.15)
+    kahan = dataclasses.replace(fits, precision="bf16_kahan")
+    assert states(trained, whole - trained, kahan).total / GIB == pytest.approx(14.2, abs=0.15)

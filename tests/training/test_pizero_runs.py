@@ -1,0 +1,101 @@
+"""π0 through the real trainer on mock data: learning, exact resume, freezing, cached prefixes, adapters, export."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from vla_ft.config import load_run_config
+from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
+from vla_ft.deployment.export import ExportConfig, export
+from vla_ft.errors import UserError
+from vla_ft.tensor_stream import TensorReader
+from vla_ft.training.trainer import train
+
+TINY = (
+    "recipe=pizero-mock", "steps=4", "batch.per_device=2", "data.workers=0", "data.mock.episodes=4",
+    "data.mock.min_length=8", "data.mock.max_length=10", "validation.every=2", "validation.samples=4",
+    "logging.every=1", "checkpoint.every=2", "device=cpu",
+)  # fmt: skip
+
+
+def run(output: Path, *words: str) -> str:
+    """A run in this process; returns what it printed."""
+    console = Console(file=io.StringIO(), width=120)
+    train(load_run_config([*TINY, f"output={output}", *words]), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def losses(output: Path) -> list[float]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def weights(output: Path, step: int = 4) -> dict[str, torch.Tensor]:
+    with TensorReader(output / "checkpoints" / f"step_{step:08d}", "model") as reader:
+        return {name: reader.tensor(name) for name in reader.entries}
+
+
+def test_a_run_continues_to_the_bit_and_is_evaluated(tmp_path: Path) -> None:
+    both = ("ema.decay=0.9", "batch.accumulation=2")
+    run(tmp_path / "whole", *both)
+    run(tmp_path / "halves", "steps=2", *both)
+    run(tmp_path / "halves", *both)
+    expected, seen = weights(tmp_path / "whole"), weights(tmp_path / "halves")
+    assert expected.keys() == seen.keys() and all(torch.equal(seen[name], value) for name, value in expected.items())
+    data = next((tmp_path / "whole").glob("mock_*"))
+    text = evaluate(EvaluationConfig(checkpoint=str(tmp_path / "whole"), data=str(data)))
+    assert "repeat" in text
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    validation = next(line for line in lines if "validation/loss" in line)
+    assert 0 <= validation["validation/action_within_0.1"] <= validation["validation/action_within_0.5"] <= 1
+
+
+def test_freezing_and_cached_prefixes_give_the_same_run(tmp_path: Path) -> None:
+    printed = run(tmp_path / "frozen", "freeze=[vlm]")
+    assert "Number of trained parameters (Action): 0.000B" in printed
+    assert "(VLM)" not in printed and "did not work" in printed and "knows no language" in printed
+    run(tmp_path / "cached", "freeze=[vlm]", "frozen_features.parts=[vlm]")
+    assert losses(tmp_path / "cached") == losses(tmp_path / "frozen")
+    expected, seen = weights(tmp_path / "frozen"), weights(tmp_path / "cached")
+    assert all(torch.equal(seen[name], value) for name, value in expected.items())
+    start = weights(tmp_path / "frozen", 2)
+    moved = {name.partition(".")[0] for name, value in expected.items() if not torch.equal(value, start[name])}
+    assert moved == {"experts", "action_encoder", "action_decoder", "proprio_encoder"}
+    with TensorReader(tmp_path / "frozen" / "checkpoints" / "step_00000004", "optimizer") as reader:
+        assert not any("vlm." in name for name in reader.entries)
+
+
+def test_adapters_are_trained_kept_and_merged(tmp_path: Path) -> None:
+    printed = run(tmp_path / "lora", "lora.vlm.rank=2")
+    assert "vlm's own weights, under adapters" in printed
+    kept = weights(tmp_path / "lora")
+    ups = [value for name, value in kept.items() if ".lora_B." in name]
+    assert len(ups) == 2 * 6 + 1 + 7 + 2  # SigLIP's layers, projector, a layer of Gemma, queries and keys
+    assert sum(bool(value.any()) for value in ups) == len(ups) - 1, "only the last layer's queries have no gradient"
+    said = export(ExportConfig(checkpoint=str(tmp_path / "lora"), output=str(tmp_path / "merged.safetensors")))
+    assert "adapters of vlm merged" in said
+
+
+def test_weights_go_out_in_the_published_layout_and_start_another_run(tmp_path: Path) -> None:
+    run(tmp_path / "first", "steps=2")
+    files = {"open-pi-zero": tmp_path / "step2.pt", "safetensors": tmp_path / "own.safetensors"}
+    for layout, file in files.items():
+        export(ExportConfig(checkpoint=str(tmp_path / "first"), output=str(file), format=layout))
+        output = tmp_path / f"from {layout}"
+        printed = run(output, f"init.path={file}", "steps=2", "seed=1")
+        assert losses(output) != losses(tmp_path / "first") and "step 1/2" in printed, "counters start afresh"
+        with pytest.raises(UserError, match=r"model\.time_period=100 \(here 10000\)"):
+            run(tmp_path / "wrong", f"init.path={file}", "model.time_period=10000")
+    assert losses(tmp_path / "from open-pi-zero") == losses(tmp_path / "from safetensors")
+    with pytest.raises(UserError, match="Did you mean 'open-pi-zero'"):
+        export(ExportConfig(checkpoint=str(tmp_path / "first"), output=str(tmp_path / "a.pt"), format="open-pizero"))
+    with pytest.raises(UserError, match=r"must end in \.pt"):
+        output = str(tmp_path / "a.safetensors")
+        export(ExportConfig(checkpoint=str(tmp_path / "first"), output=output, format="open-pi-zero"))

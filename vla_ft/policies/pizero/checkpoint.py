@@ -1,0 +1,153 @@
+"""Weights of π0 from files: our own, open-pi-zero's, or PaliGemma as a start; and back to open-pi-zero's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vla_ft.errors import UserError, unknown
+from vla_ft.policies.ledger import Ledger, Place, import_state
+from vla_ft.policies.pizero.config import Config
+from vla_ft.policies.pizero.layouts import (
+    LAYOUTS,
+    constants,
+    detect_layout,
+    openpi_error,
+    plain,
+    published_constants,
+    published_names,
+    rename_for,
+)
+from vla_ft.policies.pizero.model import PiZero
+from vla_ft.policies.tensor_files import TORCH_SUFFIXES, TensorFiles, open_tensors
+
+CONSTANTS = "constants"
+"""Where exported files keep them: in the metadata of safetensors as JSON, beside ``model`` in a torch file."""
+_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "params")
+
+
+def load_weights(
+    model: nn.Module, path: str, layout: str = "auto", *, assign: bool = False, place: Place | None = None
+) -> Ledger:
+    """Copy the weights of a file or folder into a π0 model, strictly, and say what became of each tensor.
+
+    ``layout``: ``vla_ft`` (our own), ``open-pi-zero`` (``step*.pt``), ``paligemma`` (Hugging Face's, of any generation;
+    the experts stay fresh), or ``auto``. ``assign`` and ``place`` as in ``ledger.apply_import``.
+    Raises UserError before anything is changed: on any tensor that does not fit, on weights that were made with other
+    constants than the configuration's, and on openpi's.
+    """
+    if not isinstance(model, PiZero):
+        raise UserError(f"These are π0 weights, the model is {type(model).__name__}. Choose policy 'pizero'.")
+    if layout not in (*LAYOUTS, "auto"):
+        raise unknown("weight layout", layout, (*LAYOUTS, "auto"))
+    state = _open(Path(path))
+    found = detect_layout(state, path)
+    if layout not in ("auto", found):
+        raise UserError(f"{path} has the layout '{found}', not '{layout}'. Set init.layout={found}, or auto.")
+    note = "" if found == "paligemma" else check_constants(model.config, state.beside, path)
+    ledger = load_state(model, state, found, path, assign=assign, place=place)
+    ledger.notes += [note] if note else []
+    return ledger
+
+
+def load_state(
+    model: PiZero,
+    state: Mapping[str, Tensor],
+    layout: str,
+    source: str,
+    *,
+    assign: bool = False,
+    place: Place | None = None,
+) -> Ledger:
+    """``load_weights`` from tensors in memory; ``source`` names them in messages."""
+    if layout == "vla_ft":
+        return import_state(model, state, source=source, assign=assign, place=place)
+    tied = model.config.tie_experts
+    if layout == "open-pi-zero":
+        if tied:
+            _refuse_different_experts(state, source)
+        rename = rename_for("open-pi-zero", tied)
+        return import_state(model, state, source=source, rename=rename, assign=assign, place=place)
+    return import_state(
+        model,
+        state,
+        source=source,
+        rename=rename_for("paligemma", tied),
+        may_be_new=lambda name: not name.startswith("vlm."),
+        assign=assign,
+        place=place,
+    )
+
+
+def check_constants(config: Config, beside: Mapping[str, object], path: str) -> str:
+    """Compare what weights were made with to the configuration. Raises UserError where it differs.
+
+    Returns a note where the file does not say: the configuration is then believed.
+    """
+    recorded = beside.get(CONSTANTS)
+    known = json.loads(recorded) if isinstance(recorded, str) else recorded
+    if not isinstance(known, dict):
+        known = published_constants(Path(path).name)
+    own = constants(config)
+    if known is None:
+        shown = ", ".join(f"{name} {value:g}" for name, value in own.items())
+        return f"the file does not say with which constants it was trained; taken from the configuration: {shown}"
+    wrong = [f"model.{name}={known[name]:g} (here {own[name]:g})" for name in own if known.get(name) != own[name]]
+    if wrong:
+        raise UserError(
+            f"{path} was trained with other constants, which no tensor shows: {', '.join(wrong)}. With the wrong ones "
+            "it would load and predict garbage. Set them as given."
+        )
+    return ""
+
+
+def write_published(path: Path, tensors: Iterable[tuple[str, Tensor]], config: Config, step: int) -> int:
+    """Write a checkpoint as open-pi-zero's evaluation reads it: a torch file with the weights under ``model``.
+
+    Our constants lie beside them. Holds all weights in memory. Returns the number of tensors; tied experts count twice,
+    and are stored once. Raises UserError when the disk is full.
+    """
+    model: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        for published in published_names(name, config.tie_experts):
+            model[published] = tensor
+    content = {"cnt_update": step, "cnt_batch": 0, "model": model, CONSTANTS: constants(config)}
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        torch.save(content, beside)
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+        raise UserError(f"{path} could not be written: {error}. Free space, or name another file.") from None
+    finally:
+        beside.unlink(missing_ok=True)
+    return len(model)
+
+
+def _open(path: Path) -> TensorFiles:
+    if path.is_dir() and any((path / name).exists() for name in _ORBAX):
+        raise openpi_error(str(path))
+    if path.suffix in TORCH_SUFFIXES and path.is_file():
+        try:
+            return open_tensors(path, "model")
+        except UserError:  # a plain state dict, or no weights at all, which the next line says
+            return open_tensors(path)
+    return open_tensors(path)
+
+
+def _refuse_different_experts(state: Mapping[str, Tensor], source: str) -> None:
+    """A checkpoint of tied experts lists them twice. Were they different, one would be lost in silence."""
+    action, proprio = "joint_model.mixtures.action.", "joint_model.mixtures.proprio."
+    names = {plain(key): key for key in state}
+    for name, key in names.items():
+        if not name.startswith(proprio):
+            continue
+        twin = names.get(action + name.removeprefix(proprio))
+        if twin is None or not torch.equal(state[key], state[twin]):
+            raise UserError(
+                f"{source} has different experts for proprioception and actions ({name}). Set model.tie_experts=false."
+            )
