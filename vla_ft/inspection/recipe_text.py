@@ -29,7 +29,16 @@ def recipe_text(
     lines = [f"# {values['policy']} on {about.name}: drafted from the data; every value can be changed."]
     lines += _comment("Data", _facts(reader, statistics, kept))
     lines += _comment("Not known from the files (say it, or check that it does not matter)", notes or ["nothing"])
-    remarks = _remarks(about, values)
+    return "\n".join([*lines, *_body(values, _remarks(about, values))]) + "\n"
+
+
+def plain_text(values: Mapping[str, Any], head: str) -> str:
+    """The file: a comment, then ``values``."""
+    return "\n".join([*(f"# {line}" for line in _wrapped(head, _WIDTH)), *_body(values, {})]) + "\n"
+
+
+def _body(values: Mapping[str, Any], remarks: Mapping[str, str]) -> list[str]:
+    lines: list[str] = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             lines.append(f"{key}:")
@@ -37,7 +46,7 @@ def recipe_text(
                 lines += _line(name, inner, remarks.get(f"{key}.{name}", ""), indent=2)
         elif value != {}:
             lines += _line(key, value, remarks.get(key, ""))
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _facts(reader: EpisodeReader, statistics: DatasetStatistics, kept: Sequence[str]) -> list[str]:
