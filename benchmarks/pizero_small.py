@@ -1,6 +1,6 @@
 """What freezing π0's vision-language model saves, and what bfloat16 weights cost, on a small form on the CPU.
 
-    OMP_NUM_THREADS=1 python benchmarks/pizero_small.py benchmarks/results/pizero_small.json
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/pizero_small.py benchmarks/results/pizero_small.json
 
 Memory is what autograd keeps for the backward pass and what gradients and moments take; time is a paired ratio of whole
 updates. The loss gap is the mean training loss over the last third of equal runs on mock demonstrations.

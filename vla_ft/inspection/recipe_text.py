@@ -68,12 +68,13 @@ def _dimensions(about: DatasetDescription, part: str) -> str:
 
 
 def _remarks(about: DatasetDescription, values: Mapping[str, Any]) -> dict[str, str]:
-    chunk = (values.get("model") or {}).get("chunk_size")
+    model = values.get("model") or {}
+    chunk, keeps = model.get("chunk_size"), "" if isinstance(model.get("image_size"), int) else "; null keeps that"
     sizes = ", ".join(sorted({f"{h}x{w}" for h, w in about.cameras.values()}))
     return {
         "data.fps": "assumed",
         "model.chunk_size": f"{chunk / about.fps:.3g} s" if chunk and about.fps else "the rates differ",
-        "model.image_size": f"recorded: {sizes}; null keeps that",
+        "model.image_size": f"recorded: {sizes}{keeps}",
         "data.validation_fraction": "of the episodes",
         "batch.per_device": "a guess: lower it where memory runs out, and raise accumulation by as much",
         "steps": "a guess: the published length",
