@@ -39,6 +39,7 @@ USAGE = """vla-ft COMMAND [key=value ...]
             convert from=PATH to=DIR format=NAME ...   from any format to another, exact where both can
             mock output=DIR format=NAME ...    write a small mock dataset
   recipe    from-data PATH policy=act ...      a complete recipe for a dataset, and what could not be known
+            from-open-pi-zero FILE.yaml key=value ...  open-pi-zero's training file as a recipe, written to output=
   recipes                                 list recipes; `recipes NAME` prints one
   selftest                                prove this environment: versions, CUDA, architectures, backends, policies
 
@@ -403,6 +404,17 @@ def _recipe_from_data(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _recipe_translated(published: str) -> Callable[[Sequence[str]], int]:
+    def translate(arguments: Sequence[str]) -> int:
+        from vla_ft.inspection.translation import write_translation
+
+        path = write_translation(published, arguments)
+        print(f"{path} is written: vla-ft train recipe={path}")
+        return 0
+
+    return translate
+
+
 def _recipes(arguments: Sequence[str]) -> int:
     from vla_ft.config import RECIPES, recipe_names
     from vla_ft.errors import unknown
@@ -427,7 +439,10 @@ DATA_VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "convert": _data_convert,
     "mock": _data_mock,
 }
-RECIPE_VERBS: dict[str, Callable[[Sequence[str]], int]] = {"from-data": _recipe_from_data}
+RECIPE_VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "from-data": _recipe_from_data,
+    "from-open-pi-zero": _recipe_translated("open-pi-zero"),
+}
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "plan": _plan,

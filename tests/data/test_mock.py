@@ -12,6 +12,7 @@ import pytest
 
 from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.mock import MARKER, MockConfig, write_mock
+from vla_ft.data.noise import INSTRUCTIONS
 from vla_ft.errors import UserError
 
 SMALL = MockConfig(episodes=3, min_length=4, max_length=9, image_size=(16, 24), cameras=("top", "side"))
@@ -123,3 +124,14 @@ def test_the_picture_decides_the_action(tmp_path: Path) -> None:
         return float(np.abs(features[test] @ (ridge @ target[train]) - target[test]).mean())
 
     assert held_out_error(np.array(seeing)) < 0.5 * held_out_error(np.array(blind))
+
+
+def test_noise_has_widths_of_its_own_and_the_guides_instructions(tmp_path: Path) -> None:
+    noise = dataclasses.replace(SMALL, content="noise", format="npz", proprio_dim=8, action_dim=7, episodes=5)
+    reader = open_dataset(write_mock(tmp_path, noise))
+    assert (reader.description.action_dim, reader.description.proprio_dim) == (7, 8)
+    assert [reader.instruction(i) for i in (0, 2, 4)] == [INSTRUCTIONS[0], INSTRUCTIONS[2], INSTRUCTIONS[0]]
+    first = reader.read(0, np.arange(int(reader.lengths[0])), ["action", "proprio", "image_top"])
+    assert np.abs(first["action"]).max() > 1 and first["image_top"].std() > 60
+    with pytest.raises(UserError, match="is for content=noise"):
+        dataclasses.replace(SMALL, proprio_dim=8)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +209,29 @@ def test_published_names_carry_their_constants(golden_root: Path, tmp_path: Path
     with torch.no_grad():  # and they matter
         loss = model.loss(inputs(shared), shared["in.x0"], shared["in.t"]).loss
     assert loss.item() != pytest.approx(golden.facts["loss"], rel=1e-3)
+
+
+def sparse_safetensors(path: Path, keys: dict[str, list[int]]) -> None:
+    """A file of these names and shapes in bfloat16 whose numbers are holes."""
+    header, end = {}, 0
+    for key, shape in keys.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.nightly
+def test_a_checkpoint_of_full_size_is_mapped(golden_root: Path, tmp_path: Path) -> None:
+    """7.1 GB that take no disk here, into a model that has no memory yet. Both copies of the expert are compared."""
+    facts = read_json(golden_root, "manifest_pizero_full")
+    path = tmp_path / "full.safetensors"
+    sparse_safetensors(path, facts["keys"])
+    model = full_size().to(torch.bfloat16)
+    ledger = load_weights(model, str(path), assign=True)
+    assert path.stat().st_size > 2 * facts["total_elements_with_duplicates"] and path.stat().st_blocks * 512 < 2**20
+    assert not any(p.is_meta for p in model.parameters())
+    assert sum(p.numel() for p in model.parameters()) == facts["unique_params_when_tied"]
+    assert len(ledger.renamed) + len(ledger.loaded) + len(ledger.unused) == 938

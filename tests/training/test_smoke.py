@@ -16,7 +16,7 @@ def test_every_policy_trains_resumes_and_learns(tmp_path, monkeypatch, capsys):
     for _ in range(2):  # a second smoke run starts afresh
         assert main(["smoke", *SMALL]) == 0
         out = capsys.readouterr().out
-        assert "act-mock: ok: loss" in out
+        assert "act-mock: ok: loss" in out and "pizero-mock: ok: loss" in out
         assert "continued from its checkpoint at 4" in out
     assert (tmp_path / "smoke" / "act-mock" / "loss.png").is_file()
 

@@ -102,7 +102,8 @@ def _base(config: DraftConfig) -> dict[str, Any]:
         if base.get("policy") != config.policy:
             raise UserError(f"Recipe {config.base} is of policy '{base.get('policy')}', not '{config.policy}'.")
         return base
-    names = sorted((n for n in recipe_names() if not n.endswith("-mock")), key=lambda n: (n != config.policy, n))
+    best = (config.policy, f"{config.policy}-finetune")
+    names = sorted((n for n in recipe_names() if not n.endswith("-mock")), key=lambda n: (n not in best, n))
     return next((r for r in map(read_recipe, names) if r.get("policy") == config.policy), {"steps": _STEPS})
 
 

@@ -29,7 +29,16 @@ def recipe_text(
     lines = [f"# {values['policy']} on {about.name}: drafted from the data; every value can be changed."]
     lines += _comment("Data", _facts(reader, statistics, kept))
     lines += _comment("Not known from the files (say it, or check that it does not matter)", notes or ["nothing"])
-    remarks = _remarks(about, values)
+    return "\n".join([*lines, *_body(values, _remarks(about, values))]) + "\n"
+
+
+def plain_text(values: Mapping[str, Any], head: str) -> str:
+    """The file: a comment, then ``values``."""
+    return "\n".join([*(f"# {line}" for line in _wrapped(head, _WIDTH)), *_body(values, {})]) + "\n"
+
+
+def _body(values: Mapping[str, Any], remarks: Mapping[str, str]) -> list[str]:
+    lines: list[str] = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             lines.append(f"{key}:")
@@ -37,7 +46,7 @@ def recipe_text(
                 lines += _line(name, inner, remarks.get(f"{key}.{name}", ""), indent=2)
         elif value != {}:
             lines += _line(key, value, remarks.get(key, ""))
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _facts(reader: EpisodeReader, statistics: DatasetStatistics, kept: Sequence[str]) -> list[str]:
@@ -59,12 +68,13 @@ def _dimensions(about: DatasetDescription, part: str) -> str:
 
 
 def _remarks(about: DatasetDescription, values: Mapping[str, Any]) -> dict[str, str]:
-    chunk = (values.get("model") or {}).get("chunk_size")
+    model = values.get("model") or {}
+    chunk, keeps = model.get("chunk_size"), "" if isinstance(model.get("image_size"), int) else "; null keeps that"
     sizes = ", ".join(sorted({f"{h}x{w}" for h, w in about.cameras.values()}))
     return {
         "data.fps": "assumed",
         "model.chunk_size": f"{chunk / about.fps:.3g} s" if chunk and about.fps else "the rates differ",
-        "model.image_size": f"recorded: {sizes}; null keeps that",
+        "model.image_size": f"recorded: {sizes}{keeps}",
         "data.validation_fraction": "of the episodes",
         "batch.per_device": "a guess: lower it where memory runs out, and raise accumulation by as much",
         "steps": "a guess: the published length",

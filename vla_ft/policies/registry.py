@@ -32,8 +32,9 @@ class PolicyPackage(Protocol):
     - ``constants(config) -> dict``: what decides the numbers and leaves no trace in weights; exported files carry it;
     - ``without_files(config) -> config``: one whose processor needs no files (a tokenizer) and whose batches have the
       same shapes, for forecasts;
+    - ``TRANSLATORS``: published code by name, each ``(file, overrides, cards) -> recipe`` for its training files;
     - ``EXPORTS``: published layouts by name, each ``(path, tensors, config, step) -> number of tensors written``;
-    - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, tensors, TrainedFacts) -> number of tensors``.
+    - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, tensors, TrainedFacts) -> number of tensors``;
     - ``open_published(folder) -> Published``, ``published_settings(folder) -> dict`` (the ``model`` section) and
       ``our_key(feature) -> str``, our name of the publisher's observation keys, where others publish checkpoints as
       folders (``vla_ft.policies.published``).

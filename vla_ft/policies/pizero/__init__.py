@@ -14,9 +14,11 @@ from vla_ft.policies.pizero.config import STAND_IN, Config
 from vla_ft.policies.pizero.layouts import constants
 from vla_ft.policies.pizero.model import Dimensions, PiZero
 from vla_ft.policies.pizero.processing import PiZeroProcessor
+from vla_ft.policies.pizero.translate import translate
 
 __all__ = [
     "EXPORTS",
+    "TRANSLATORS",
     "Config",
     "build_model",
     "build_processor",
@@ -27,6 +29,8 @@ __all__ = [
     "without_files",
 ]
 
+TRANSLATORS = {"open-pi-zero": translate}
+"""Published code whose training files become recipes."""
 EXPORTS = {"open-pi-zero": write_published}
 """Published layouts that ``vla-ft export`` writes."""
 
