@@ -16,7 +16,7 @@ from rich.console import Console
 from vla_ft.checkpoints import CONFIGURATION, step_folder, write_json
 from vla_ft.config import RunConfig
 from vla_ft.errors import UserError
-from vla_ft.training.assembly import Run, assemble, held_out_loader, training_batches
+from vla_ft.training.assembly import Run, assemble, held_out_loader, nothing_held_out, training_batches
 from vla_ft.training.banner import print_banner
 from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_writer
 from vla_ft.training.collective import on_all, on_main
@@ -92,8 +92,9 @@ def train(
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
             print_banner(console, run, engine, [_beginning(run, start), *notes])
-            if (said := note(config.logging)) is not None:
-                _warn(said)
+            for said in (note(config.logging), nothing_held_out(config, run.split)):
+                if said is not None:
+                    _warn(said)
         told = Observers(observers, engine)
         told.started(run, start, notes)
         return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()), told)
