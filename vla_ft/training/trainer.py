@@ -186,9 +186,10 @@ def _loop(
                 told.logged(state.step, state.position / len(run.places), scalars)
             if due["checkpoint"]:
                 save_checkpoint(store, state, engine)
+                place = store.folder / step_folder(state.step)
+                told.checkpointed(state.step, place)
                 if tracker is not None:
-                    tracker.checkpointed(state.step, store.folder / step_folder(state.step))
-                told.checkpointed(state.step, store.folder / step_folder(state.step))
+                    tracker.checkpointed(state.step, place, told.artifact(state.step, place))
     signal = (interruption.requested or "a signal to another process") if stop else None
     return Report(Path(config.output), state.step, signal, scalars, len(run.damaged.episodes))
 
