@@ -55,6 +55,18 @@ def test_loss_is_action_loss_plus_weighted_kl(finished):
             assert line["train/loss"] == pytest.approx(line["train/l1"] + 10.0 * line["train/kl"], rel=1e-5)
 
 
+def test_the_logged_epoch_is_that_of_the_lines(tmp_path, demos, capfd):
+    run = tmp_path / "run"  # 32 samples in batches of 5 are 7 updates, and 35 samples
+    words = ["--dataset_dir", demos, "--output_dir", run, "--device", "cpu"]
+    assert train_act(words, [*TINY, "--num_epochs=2", "--batch_size=5", "--log_frequency=7", "--val_split=0.25"]) == 0
+    lines = read_metrics(run)
+    logged = [(line["step"], line["epoch"], line["train/epoch"]) for line in lines if "total_loss" in line]
+    assert logged == [(7, 1.0, 1.0), (14, 2.0, 2.0)]
+    assert re.findall(r"Epoch (\d)/2, Step (\d+):", capfd.readouterr().out) == [("1", "7"), ("2", "14")]
+    last = lines[-1]
+    assert last["seconds_per_epoch"] == pytest.approx(7 * last["seconds_per_batch"])
+
+
 def test_config_is_saved_with_overrides_and_what_the_dataset_decided(finished, demos):
     config = OmegaConf.load(finished / "config.yaml")
     assert (config.chunk_size, config.encoder.name, config.kl_weight) == (4, "pri3d", 10.0)

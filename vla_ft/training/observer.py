@@ -51,7 +51,7 @@ class Observer:
         """Everything is built and, when the run continues a checkpoint, restored."""
 
     def logged(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Scalars were written after ``step`` updates, ``epoch`` passes over the training windows."""
+        """Scalars were written after ``step`` updates, ``epoch`` epochs (see ``logging.updates_per_epoch``)."""
 
     def checkpointed(self, step: int, folder: Path) -> None:
         """A whole checkpoint of ``step`` lies in ``folder``."""

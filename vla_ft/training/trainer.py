@@ -183,7 +183,7 @@ def _loop(
             if symptoms is not None:
                 symptoms.look({"step": state.step, **scalars})
             if scalars:
-                told.logged(state.step, state.position / len(run.places), scalars)
+                told.logged(state.step, state.step / _updates_per_epoch(run), scalars)
             if due["checkpoint"]:
                 save_checkpoint(store, state, engine)
                 place = store.folder / step_folder(state.step)
@@ -223,9 +223,15 @@ def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:
     }
 
 
+def _updates_per_epoch(run: Run) -> float:
+    """Updates in what is logged as an epoch."""
+    return run.state.config.logging.updates_per_epoch or len(run.places) / run.global_batch
+
+
 def _scalars(run: Run, losses: dict[str, float], line: ProgressLine, pace: Pace) -> dict[str, float]:
     state, config = run.state, run.state.config
-    epoch = state.position / len(run.places)
+    updates = _updates_per_epoch(run)
+    epoch = state.step / updates
     return {f"train/{name}": value for name, value in losses.items()} | {
         "train/epoch": epoch,
         "train/samples_per_second": line.samples_per_second,
@@ -233,5 +239,5 @@ def _scalars(run: Run, losses: dict[str, float], line: ProgressLine, pace: Pace)
         **common_names(losses),
         "lr": config.optimizer.lr * schedule_factor(config.schedule, state.step - 1, config.steps),
         "epoch": epoch,
-        **pace.read(len(run.places) / run.global_batch),
+        **pace.read(updates),
     }

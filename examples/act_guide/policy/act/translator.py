@@ -257,7 +257,7 @@ def _run_config(config: GuideConfig, flags: Flags, dataset: str, *, steps_per_ep
         },
         "checkpoint": {"every": config.checkpoint_frequency * steps_per_epoch, "keep_last": config.keep_states},
         "validation": {"every": steps_per_epoch, "samples": 512},
-        "logging": _logging(config, flags),
+        "logging": {"updates_per_epoch": steps_per_epoch, **_logging(config, flags)},
         "execution": _execution(config),
         "init": _start(config, flags),
     }
