@@ -199,7 +199,7 @@ def test_a_signal_leaves_a_state_that_the_same_command_continues_exactly(tmp_pat
 
 
 def test_a_wandb_artifact_is_the_guides_file_and_takes_no_room_twice(tmp_path, demos, monkeypatch):
-    from wandb_file import artifacts
+    from wandb_file import artifacts, history
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -209,12 +209,17 @@ def test_a_wandb_artifact_is_the_guides_file_and_takes_no_room_twice(tmp_path, d
     assert train_act(words, [*TINY, "--num_epochs=2", "--keep_states=1"]) == 0
     (log,) = (run / "wandb").glob("offline-run-*/*.wandb")
     kept = artifacts(log)
-    assert [one["aliases"] for one in kept] == [["latest", "step-4"], ["latest", "step-8"]]
+    assert [sorted(one["aliases"]) for one in kept] == [["latest", "step-4"], ["latest", "step-8"]]
     for number, one in enumerate(kept, 1):
         weights = run / "checkpoint" / f"act-train-{number}.pth"
         assert set(one["files"]) == {weights.name, "config.yaml"}
         assert one["files"][weights.name].samefile(weights), "a second name, not a copy"
         assert one["files"][weights.name].is_relative_to(run / "wandb"), "stays when the other is renamed"
+    listing = (PROJECT.parents[1] / "benchmarks" / "results" / "wandb_offline_listing.txt").read_text()
+    card = {"gpu_utilization", "gpu_memory_gib"}
+    assert {name for line in history(log) for name in line} - card == set(
+        re.findall(r"^  (\S+) +\d+ values", listing, re.M)
+    )
     stored = {file.stat().st_ino: file.stat().st_size for file in (run / "wandb").rglob("*") if file.is_file()}
     weights = {file.stat().st_ino for file in (run / "checkpoint").glob("*.pth")}
     assert sum(size for node, size in stored.items() if node not in weights) < 1_000_000
