@@ -1,17 +1,31 @@
-"""Every `invoke ...` of the documents and workflows is read by invoke's own parser: no option that does not exist."""
+"""Every `invoke ...` and `vla-ft ...` of the documents is read by the command's own parser, word by word."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from invoke import Program
 
-from vla_ft.config import load_run_config
+from vla_ft.cli import COMMANDS, DATA_VERBS, RECIPE_VERBS, _without_dashes
+from vla_ft.config import from_arguments, load_run_config, recipe_names
+from vla_ft.data.convert import ConvertConfig
+from vla_ft.data.mock import MockConfig
+from vla_ft.deployment.evaluation import EvaluationConfig
+from vla_ft.deployment.export import ExportConfig
 from vla_ft.environment.table import load_table
+from vla_ft.errors import UserError
+from vla_ft.inspection.check import CheckConfig
+from vla_ft.inspection.draft import DraftConfig
+from vla_ft.inspection.overview import InspectConfig
+from vla_ft.inspection.words import path_first
+from vla_ft.planning.command import read_request
+from vla_ft.weights.catalogue import find_entry
+from vla_ft.weights.datasets import dataset_entry
 
 ROOT = Path(__file__).parents[1]
 SHELL = [ROOT / ".ci" / "run", *sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
@@ -75,3 +89,80 @@ def test_a_documented_command_is_understood(name: str, line: str) -> None:
 def test_a_wrong_command_would_be_noticed(line: str) -> None:
     with pytest.raises(BaseException, match=r"(?i)no idea|did you|expects|not find|needed value"):
         parse(line)
+
+
+def tool_commands(path: Path) -> list[tuple[str, bool]]:
+    """Words behind `vla-ft` in indented blocks, which are whole commands, and in code spans, which may be parts."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"^    (?:[^#\n]*&& )?vla-ft (.*)$", text, re.MULTILINE)
+    prose = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    named = [(span.removeprefix("vla-ft "), False) for span in spans if span.startswith("vla-ft ")]
+    return [(block, True) for block in blocks] + named
+
+
+TYPED = [(path.name, *found) for path in PROSE if path.is_file() for found in tool_commands(path)]
+ELLIPSES = ("…", "...")
+FULL: dict[str, Callable[[Sequence[str]], object]] = {
+    "train": load_run_config,
+    "plan": read_request,
+    "evaluate": lambda words: from_arguments(EvaluationConfig, words, "evaluate"),
+    "export": lambda words: from_arguments(ExportConfig, _without_dashes(words), "export"),
+    "data check": lambda words: from_arguments(CheckConfig, path_first(words, "check"), "check"),
+    "data inspect": lambda words: from_arguments(InspectConfig, path_first(words, "inspect"), "inspect"),
+    "data convert": lambda words: from_arguments(ConvertConfig, _without_dashes(words), "convert"),
+    "data mock": lambda words: from_arguments(
+        MockConfig, [word for word in _without_dashes(words) if not word.startswith("output=")], "mock"
+    ),
+    "recipe from-data": lambda words: from_arguments(DraftConfig, path_first(_without_dashes(words), "draft"), "draft"),
+    "fetch": lambda words: words and find_entry(words[0]),
+    "fetch dataset": lambda words: dataset_entry(words[0]),
+}
+"""Command, with its verb -> what reads its words before anything is done."""
+NAMES = {"NAME", "owner/name", "owner/name@revision", "OWNER/NAME@REVISION"}
+"""Stand for a name of the reader's own."""
+WRITTEN = {"recipe=mine.yaml": ("recipe=act", "data.path=datasets/mine")}
+"""A file that the line before has written, and what it says."""
+
+
+def read_tool(line: str, complete: bool = True) -> None:
+    """Let the command's own parser read its words. Raises what it raises."""
+    words = [said for word in shlex.split(line, comments=True) for said in WRITTEN.get(word, (word,))]
+    command, rest = words[0], words[1:]
+    assert command in COMMANDS or command == "--help", f"there is no vla-ft {command}"
+    verbs = {"data": DATA_VERBS, "recipe": RECIPE_VERBS, "fetch": {"dataset": None}}.get(command, {})
+    if rest and rest[0] in verbs:
+        command, rest = f"{command} {rest[0]}", rest[1:]
+    elif command in ("data", "recipe"):
+        assert not rest, f"there is no vla-ft {command} {rest[0]}"
+    if command == "recipes":
+        assert set(rest) <= set(recipe_names())
+    # A part of a command, or one whose rest is the reader's own, is checked no further; a fetch has no parts.
+    whole = (
+        rest
+        and (complete or command == "fetch")
+        and not any(word.endswith(ELLIPSES) for word in rest)
+        and not NAMES & set(rest)
+    )
+    if command in FULL and whole:
+        FULL[command](rest)
+
+
+def test_commands_of_the_tool_are_found() -> None:
+    assert sum(name == "act.md" for name, *_ in TYPED) >= 9
+    assert {"act.md", "data.md", "planning.md", "training.md", "weights.md"} <= {name for name, *_ in TYPED}
+
+
+@pytest.mark.parametrize(("name", "line", "complete"), TYPED, ids=[f"{name}: {line}" for name, line, _ in TYPED])
+def test_a_documented_command_of_the_tool_is_understood(name: str, line: str, complete: bool) -> None:
+    read_tool(line, complete)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["trian recipe=act", "data chekc x", "train recipe=act_guide", "plan recipe=act model.chunk=4", "fetch clip",
+     "evaluate checkpoint=a data=b devcie=cuda", "data check a alow_pickle=true"],
+)  # fmt: skip
+def test_a_wrong_command_of_the_tool_would_be_noticed(line: str) -> None:
+    with pytest.raises((UserError, AssertionError)):
+        read_tool(line)

@@ -281,6 +281,8 @@ class LoggingConfig:
     __pydantic_config__ = _STRICT
 
     every: Positive = 10
+    updates_per_epoch: Positive | None = None
+    """What is logged as an epoch; null for a pass over the training windows, which need not end with an update."""
     wandb: Annotated[Literal["off", "offline", "online"], _OFF] = "off"
     project: str = "vla_ft"
     name: str | None = None

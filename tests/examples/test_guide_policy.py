@@ -168,3 +168,40 @@ def test_a_missing_dataset_is_told_in_the_guides_words():
 
     with pytest.raises(UserError, match=r"Dataset not found: no dataset at your_dataset"):
         create_temporal_dataloader("your_dataset")
+
+
+def test_a_fetched_dataset_goes_by_its_hub_name(demos, monkeypatch):
+    from policy.act.translator import Flags, guide_config, translate
+    from vla_ft.weights import datasets
+
+    monkeypatch.setattr(datasets, "resolve_entry", lambda entry: demos if entry.name == "lab/cubes@v3.0" else None)
+    name = "hub:lab/cubes@v3.0"
+    config = guide_config({"num_epochs": 1})
+    run = translate(config, Flags(output_dir="unused", device="cpu", dataset_dir=name)).run
+    assert (run.data.path, run.steps) == (name, 4)
+    assert len(loader(name, config)) == len(loader(demos, config))
+
+
+def test_weights_reach_the_disk_before_their_name_and_the_name_before_the_note(finished, tmp_path, monkeypatch):
+    import os
+
+    from policy.act.weights import export_weights
+
+    seen, descriptors = [], {}
+    opened, synced, replaced = os.open, os.fsync, os.replace
+
+    def remember(path, *rest, **more):
+        descriptors[number := opened(path, *rest, **more)] = os.path.basename(path)
+        return number
+
+    monkeypatch.setattr(os, "open", remember)
+    monkeypatch.setattr(os, "fsync", lambda number: (seen.append(descriptors.get(number)), synced(number)))
+    monkeypatch.setattr(
+        os, "replace", lambda old, new: (seen.append(f"-> {os.path.basename(new)}"), replaced(old, new))
+    )
+    with in_project():
+        export_weights(tmp_path, find_checkpoint(finished), 4, 16)
+    assert seen == [
+        "act-train-4.unfinished", "-> act-train-4.pth", "checkpoint",
+        ".act-train-4.json.new", "-> act-train-4.json", "checkpoint",
+    ]  # fmt: skip

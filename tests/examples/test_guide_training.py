@@ -55,6 +55,18 @@ def test_loss_is_action_loss_plus_weighted_kl(finished):
             assert line["train/loss"] == pytest.approx(line["train/l1"] + 10.0 * line["train/kl"], rel=1e-5)
 
 
+def test_the_logged_epoch_is_that_of_the_lines(tmp_path, demos, capfd):
+    run = tmp_path / "run"  # 32 samples in batches of 5 are 7 updates, and 35 samples
+    words = ["--dataset_dir", demos, "--output_dir", run, "--device", "cpu"]
+    assert train_act(words, [*TINY, "--num_epochs=2", "--batch_size=5", "--log_frequency=7", "--val_split=0.25"]) == 0
+    lines = read_metrics(run)
+    logged = [(line["step"], line["epoch"], line["train/epoch"]) for line in lines if "total_loss" in line]
+    assert logged == [(7, 1.0, 1.0), (14, 2.0, 2.0)]
+    assert re.findall(r"Epoch (\d)/2, Step (\d+):", capfd.readouterr().out) == [("1", "7"), ("2", "14")]
+    last = lines[-1]
+    assert last["seconds_per_epoch"] == pytest.approx(7 * last["seconds_per_batch"])
+
+
 def test_config_is_saved_with_overrides_and_what_the_dataset_decided(finished, demos):
     config = OmegaConf.load(finished / "config.yaml")
     assert (config.chunk_size, config.encoder.name, config.kl_weight) == (4, "pri3d", 10.0)
@@ -184,6 +196,33 @@ def test_a_signal_leaves_a_state_that_the_same_command_continues_exactly(tmp_pat
     assert train_act(words) == 0
     assert "Resuming: epoch 1.5 of 4 is done" in capfd.readouterr().out
     assert state_bytes(run, 16) == state_bytes(finished, 16)
+
+
+def test_a_wandb_artifact_is_the_guides_file_and_takes_no_room_twice(tmp_path, demos, monkeypatch):
+    from wandb_file import artifacts, history
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    run = tmp_path / "run"
+    words = ["--dataset_dir", demos, "--output_dir", run, "--device", "cpu", "--wandb_project", "p"]
+    assert train_act(words, [*TINY, "--num_epochs=2", "--keep_states=1"]) == 0
+    (log,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    kept = artifacts(log)
+    assert [sorted(one["aliases"]) for one in kept] == [["latest", "step-4"], ["latest", "step-8"]]
+    for number, one in enumerate(kept, 1):
+        weights = run / "checkpoint" / f"act-train-{number}.pth"
+        assert set(one["files"]) == {weights.name, "config.yaml"}
+        assert one["files"][weights.name].samefile(weights), "a second name, not a copy"
+        assert one["files"][weights.name].is_relative_to(run / "wandb"), "stays when the other is renamed"
+    listing = (PROJECT.parents[1] / "benchmarks" / "results" / "wandb_offline_listing.txt").read_text()
+    card = {"gpu_utilization", "gpu_memory_gib"}
+    assert {name for line in history(log) for name in line} - card == set(
+        re.findall(r"^  (\S+) +\d+ values", listing, re.M)
+    )
+    stored = {file.stat().st_ino: file.stat().st_size for file in (run / "wandb").rglob("*") if file.is_file()}
+    weights = {file.stat().st_ino for file in (run / "checkpoint").glob("*.pth")}
+    assert sum(size for node, size in stored.items() if node not in weights) < 1_000_000
 
 
 DOCUMENTED = re.findall(r"^    (?:python|torchrun .*?) ?scripts/train_act.py(.*)$",

@@ -19,6 +19,7 @@ from policy.act.translator import (
     read_guide_config,
     translate,
 )
+from vla_ft.config import run_config_from_dict
 from vla_ft.errors import UserError
 
 CONFIG = PROJECT / "configs" / "policy_act.yaml"
@@ -232,3 +233,17 @@ def test_statistics_files_are_compared_not_ignored(tmp_path, demos, finished, ca
     assert "the training episodes have" in capfd.readouterr().err
     assert train_act([*words, "--action_std", tmp_path / "none.npy"]) == 2
     assert "none.npy cannot be read" in capfd.readouterr().err
+
+
+def test_the_documented_plan_is_that_of_the_shipped_configuration():
+    from vla_ft.planning.command import read_request
+
+    text = (PROJECT.parents[1] / "docs" / "act.md").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if line.startswith("    vla-ft plan recipe=act "))
+    planned = read_request(line.split()[2:]).config
+    shipped = run_config_from_dict(
+        {"recipe": "act", "policy": "act", "steps": 1, "output": "unused", "data": {"path": "mock"},
+         "model": model_settings(read_guide_config(CONFIG))}
+    )  # fmt: skip
+    assert planned.model == shipped.model
+    assert planned.freeze == ("backbone",) and planned.batch.per_device == read_guide_config(CONFIG).batch_size

@@ -83,10 +83,15 @@ class TrainedFacts:
 
 @dataclass
 class Loss:
-    """What a training step returns: the scalar to differentiate, and named detached scalars to log."""
+    """What a training step returns: the scalar to differentiate, and named detached scalars to log.
+
+    ``per_step``: metrics that are means over the batch's real action steps, each with its factor in ``loss``. The rest
+    of the loss and the other metrics are means over samples. Only so do means of batches add up to that of a set.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    per_step: dict[str, float] = field(default_factory=dict)
 
 
 class Model(nn.Module, ABC):

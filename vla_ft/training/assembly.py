@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from vla_ft.data.order import BatchPlan, ShuffledOrder
 from vla_ft.data.split import EpisodeSplit
 from vla_ft.data.statistics import DatasetStatistics, cached_statistics, check_finite
 from vla_ft.data.windows import TrainingPlaces, WindowIndex
+from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch, Model, Processor
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.averages import Ema
@@ -86,6 +88,7 @@ def assemble(
             reader, fraction=data.validation_fraction, seed=config.seed, drop_unlabeled=data.drops_unlabeled
         ),
     )
+    on_main(engine, lambda: nothing_held_out(config, split))  # what a sweep cannot do without is missed here
     # One process reads the columns of the whole set; the others get its numbers, or its error.
     statistics = on_main(engine, lambda: _statistics(config, reader, split))
 
@@ -196,6 +199,23 @@ def held_out_loader(run: Run, engine: Engine) -> Loader | None:
         workers=min(1, config.data.workers),
         features=run.features,
     )
+
+
+def nothing_held_out(config: RunConfig, split: EpisodeSplit) -> str | None:
+    """What to say where a share of the episodes should be held out and none could be; None otherwise.
+
+    Raises UserError in a W&B sweep: its trials would be compared by a number that none of them has.
+    """
+    if len(split.validation) or not config.data.validation_fraction:
+        return None
+    count = len(split.training)
+    found = (
+        f"data.validation_fraction={config.data.validation_fraction:g}, but nothing is held out: the dataset has "
+        f"{count} episode{'s' if count > 1 else ''}, and one at least is left to train on. There is no val_loss. "
+    )
+    if "WANDB_SWEEP_ID" in os.environ:
+        raise UserError(f"{found}A sweep cannot compare its trials by val_loss then: record a second episode.")
+    return found + "Record more episodes, or set data.validation_fraction=0 to say that none is wanted."
 
 
 def places_of(run: Run, positions: Sequence[int]) -> list[tuple[int, int]]:

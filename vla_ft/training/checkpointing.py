@@ -137,8 +137,13 @@ def replace_text(path: Path, text: str) -> None:
     """Put a small text file in place in one step that survives a crash."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text)
-    _sync(temporary)
-    os.replace(temporary, path)
+    replace_file(temporary, path)
+
+
+def replace_file(written: Path, path: Path) -> None:
+    """Give a file that was written beside it its final name, in one step that survives a crash."""
+    _sync(written)  # else a crash may leave the name and not the bytes
+    os.replace(written, path)
     _sync(path.parent)
 
 

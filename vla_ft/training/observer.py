@@ -51,14 +51,19 @@ class Observer:
         """Everything is built and, when the run continues a checkpoint, restored."""
 
     def logged(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Scalars were written after ``step`` updates, ``epoch`` passes over the training windows."""
+        """Scalars were written after ``step`` updates, ``epoch`` epochs (see ``logging.updates_per_epoch``)."""
 
     def checkpointed(self, step: int, folder: Path) -> None:
         """A whole checkpoint of ``step`` lies in ``folder``."""
 
+    def artifact(self, step: int, folder: Path) -> Sequence[Path] | None:
+        """The files that W&B keeps of this checkpoint where it keeps any; None for the whole ``folder``. Asked after
+        ``checkpointed``; the files may be renamed or replaced later, but not written to."""
+        return None
+
 
 class Observers:
-    """Several observers of one run. Its methods are collective, so that a mistake on one process ends all."""
+    """Several observers of one run. What it tells is collective, so that a mistake on one process ends all."""
 
     def __init__(self, observers: Sequence[Observer], engine: Engine) -> None:
         self._observers, self._engine = tuple(observers), engine
@@ -90,6 +95,11 @@ class Observers:
                 one.checkpointed(step, folder)
 
         self._on_main(tell)
+
+    def artifact(self, step: int, folder: Path) -> Sequence[Path] | None:
+        """The first answer other than None. Not collective: for the main process."""
+        answers = (one.artifact(step, folder) for one in self._observers)
+        return next((files for files in answers if files is not None), None)
 
     def _on_main(self, tell: Callable[[], None]) -> None:
         if self._observers:  # a run without any communicates no more than before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,11 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log(step, {"step": step, **values})
 
-    def checkpointed(self, step: int, folder: Path) -> None:
-        """A whole checkpoint lies in ``folder``: keep it as an artifact where that is asked for."""
+    def checkpointed(self, step: int, folder: Path, files: Sequence[Path] | None = None) -> None:
+        """A whole checkpoint lies in ``folder``: keep it, or the ``files`` that stand for it, as an artifact where that
+        is asked for."""
         if self._wandb is not None and self._artifacts:
-            self._wandb.checkpoint(step, folder)
+            self._wandb.checkpoint(step, folder, files)
 
     def __enter__(self) -> Tracker:
         return self

@@ -16,7 +16,7 @@ from rich.console import Console
 from vla_ft.checkpoints import CONFIGURATION, step_folder, write_json
 from vla_ft.config import RunConfig
 from vla_ft.errors import UserError
-from vla_ft.training.assembly import Run, assemble, held_out_loader, training_batches
+from vla_ft.training.assembly import Run, assemble, held_out_loader, nothing_held_out, training_batches
 from vla_ft.training.banner import print_banner
 from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_writer
 from vla_ft.training.collective import on_all, on_main
@@ -92,8 +92,9 @@ def train(
             notes += [f"{path.name} set aside" for path in store.rewind(start)] if start else []
             _record(run, engine)
             print_banner(console, run, engine, [_beginning(run, start), *notes])
-            if (said := note(config.logging)) is not None:
-                _warn(said)
+            for said in (note(config.logging), nothing_held_out(config, run.split)):
+                if said is not None:
+                    _warn(said)
         told = Observers(observers, engine)
         told.started(run, start, notes)
         return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()), told)
@@ -182,12 +183,13 @@ def _loop(
             if symptoms is not None:
                 symptoms.look({"step": state.step, **scalars})
             if scalars:
-                told.logged(state.step, state.position / len(run.places), scalars)
+                told.logged(state.step, state.step / _updates_per_epoch(run), scalars)
             if due["checkpoint"]:
                 save_checkpoint(store, state, engine)
+                place = store.folder / step_folder(state.step)
+                told.checkpointed(state.step, place)
                 if tracker is not None:
-                    tracker.checkpointed(state.step, store.folder / step_folder(state.step))
-                told.checkpointed(state.step, store.folder / step_folder(state.step))
+                    tracker.checkpointed(state.step, place, told.artifact(state.step, place))
     signal = (interruption.requested or "a signal to another process") if stop else None
     return Report(Path(config.output), state.step, signal, scalars, len(run.damaged.episodes))
 
@@ -221,9 +223,15 @@ def _due(step: int, config: RunConfig, stop: bool) -> dict[str, bool]:
     }
 
 
+def _updates_per_epoch(run: Run) -> float:
+    """Updates in what is logged as an epoch."""
+    return run.state.config.logging.updates_per_epoch or len(run.places) / run.global_batch
+
+
 def _scalars(run: Run, losses: dict[str, float], line: ProgressLine, pace: Pace) -> dict[str, float]:
     state, config = run.state, run.state.config
-    epoch = state.position / len(run.places)
+    updates = _updates_per_epoch(run)
+    epoch = state.step / updates
     return {f"train/{name}": value for name, value in losses.items()} | {
         "train/epoch": epoch,
         "train/samples_per_second": line.samples_per_second,
@@ -231,5 +239,5 @@ def _scalars(run: Run, losses: dict[str, float], line: ProgressLine, pace: Pace)
         **common_names(losses),
         "lr": config.optimizer.lr * schedule_factor(config.schedule, state.step - 1, config.steps),
         "epoch": epoch,
-        **pace.read(len(run.places) / run.global_batch),
+        **pace.read(updates),
     }

@@ -14,6 +14,13 @@ from vla_ft.policies.base import Batch, Processor
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
 
+SAMPLES, STEPS = "samples", "steps"
+"""What a number is a mean over: windows, or their real action steps."""
+COUNT = {over: ("", over) for over in (SAMPLES, STEPS)}
+"""Names of how many of each there were."""
+Totals = dict[tuple[str, str], float]
+"""Sums by (name, what its mean runs over); a loss may have a part of either kind."""
+
 
 @torch.no_grad()
 def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, float]:
@@ -21,13 +28,13 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
 
     ``validation/action_l1`` is the mean absolute error of ``sample`` in normalised units, ``validation/action_mae`` in
     robot units; steps past an episode's end do not count. ``validation/action_within_X`` is the share of steps whose
-    every dimension is nearer than the threshold X, normalised. Random numbers drawn here come from a fork with the
-    run's seed: the run itself goes on as if validation had not happened. Raises UserError for a sample that cannot be
-    read.
+    every dimension is nearer than the threshold X, normalised. No number depends on how the windows are batched. Random
+    numbers drawn here come from a fork with the run's seed: the run itself goes on as if validation had not happened.
+    Raises UserError for a sample that cannot be read.
     """
     model, ema = engine.model, run.state.ema
     devices = [engine.device] if engine.device.type == "cuda" else []
-    totals: dict[str, float] = {}
+    totals: Totals = {}
     mistakes: list[str] = []
     was_training = model.training
     try:
@@ -77,28 +84,31 @@ def rows_within(error: Tensor, threshold: float) -> Tensor:
     return (error < threshold).all(-1)
 
 
-def _sums(engine: Engine, processor: Processor, batch: Batch, thresholds: Sequence[float]) -> dict[str, float]:
+def _sums(engine: Engine, processor: Processor, batch: Batch, thresholds: Sequence[float]) -> Totals:
     result = engine.loss(batch)
     predicted = engine.sample(batch).float()
     real = batch["action_pad_mask"]
     of = batch.get("dataset")
     robot_error = np.abs(processor.unnormalize(predicted, of) - processor.unnormalize(batch["action"], of))
-    size = len(real)
-    sums = {name: float(value) * size for name, value in {"loss": result.loss, **result.metrics}.items()}
+    samples, steps = float(len(real)), float(real.sum())
+    of_steps = sum(factor * float(result.metrics[name]) for name, factor in result.per_step.items())
+    sums = {("loss", STEPS): of_steps * steps, ("loss", SAMPLES): (float(result.loss) - of_steps) * samples}
+    for name, value in result.metrics.items():
+        over, count = (STEPS, steps) if name in result.per_step else (SAMPLES, samples)
+        sums[name, over] = float(value) * count
     error = (predicted - batch["action"]).abs()[real]
-    sums["action_l1"] = float(error.mean(-1).sum())
-    sums |= {f"action_within_{limit:g}": float(rows_within(error, limit).sum()) for limit in thresholds}
-    sums["action_mae"] = float(robot_error.mean(-1)[real.cpu().numpy()].sum())
-    return sums | {"samples": float(size), "steps": float(real.sum())}
+    sums["action_l1", STEPS] = float(error.mean(-1).sum())
+    sums |= {(f"action_within_{limit:g}", STEPS): float(rows_within(error, limit).sum()) for limit in thresholds}
+    sums["action_mae", STEPS] = float(robot_error.mean(-1)[real.cpu().numpy()].sum())
+    return sums | {COUNT[SAMPLES]: samples, COUNT[STEPS]: steps}
 
 
-def _means(totals: dict[str, float], engine: Engine) -> dict[str, float]:
+def _means(totals: Totals, engine: Engine) -> dict[str, float]:
     names = engine.broadcast(sorted(totals))  # a process may hold no window at all; the main one always does
     sums = torch.tensor([totals.get(name, 0.0) for name in names], dtype=torch.float64, device=engine.device)
-    summed = engine.sum(sums).tolist()
-    whole = dict(zip(names, summed, strict=True))
-    samples, steps = whole.pop("samples"), whole.pop("steps")
-    return {
-        f"validation/{name}": value / max(1.0, steps if name.startswith("action_") else samples)
-        for name, value in whole.items()
-    }
+    whole = dict(zip(names, engine.sum(sums).tolist(), strict=True))
+    counts = {over: max(1.0, whole.pop(COUNT[over])) for over in (SAMPLES, STEPS)}
+    means: dict[str, float] = {}
+    for (name, over), value in whole.items():
+        means[f"validation/{name}"] = means.get(f"validation/{name}", 0.0) + value / counts[over]
+    return means

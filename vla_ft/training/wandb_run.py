@@ -5,7 +5,9 @@ from __future__ import annotations
 import netrc
 import os
 import re
+import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +46,7 @@ class WandbRun:
         import wandb
 
         self._name = config.name or folder.name
+        self._kept = folder.absolute() / "wandb" / "kept"
         if config.artifacts:
             # Copies wait here for an upload, maybe by a later `wandb sync`: beside the run, not in a home folder.
             os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute() / "wandb"))
@@ -66,18 +69,40 @@ class WandbRun:
         """Record scalars after ``step`` updates."""
         self._run.log(values, step=step)
 
-    def checkpoint(self, step: int, folder: Path) -> None:
-        """Keep a copy of a checkpoint's folder as the artifact ``<name>-checkpoint``, alias ``step-N``."""
+    def checkpoint(self, step: int, folder: Path, files: Sequence[Path] | None = None) -> None:
+        """Keep a checkpoint as the artifact ``<name>-checkpoint``, alias ``step-N``: a copy of its folder.
+
+        ``files``: these instead, under a second name each, so that they take no room twice; none of them, no artifact.
+        They may be renamed or replaced afterwards, but not written to.
+        """
         import wandb
 
+        if files is not None and not files:
+            return
         name = re.sub(r"[^A-Za-z0-9._-]", "-", self._name)
         artifact = wandb.Artifact(f"{name}-checkpoint", type="model", metadata={"step": step})
-        artifact.add_dir(str(folder))  # copied: the folder may be gone before it is uploaded
+        if files is None:
+            artifact.add_dir(str(folder))  # copied: the folder may be gone before it is uploaded
+        for file in files or ():
+            kept = _second_name(file, self._kept / f"step-{step}")
+            artifact.add_file(str(kept), name=file.name, policy="immutable", skip_cache=True)
         self._run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
 
     def finish(self) -> None:
         """Flush and close; online, wait for uploads."""
         self._run.finish()
+
+
+def _second_name(file: Path, folder: Path) -> Path:
+    """``file`` in another folder too: a hard link, or a copy where the disk has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / file.name
+    kept.unlink(missing_ok=True)  # of this step before a resume
+    try:
+        os.link(file, kept)
+    except OSError:
+        shutil.copyfile(file, kept)
+    return kept
 
 
 def _identity(folder: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -67,6 +67,11 @@ class GuideConsole(Observer):
             _say(f"State saved inside epoch {epoch + 1}: {folder}. The same command goes on from there.")
         else:
             _say(f"Checkpoint saved: {export_weights(self._folder, folder, epoch, step)}")
+
+    def artifact(self, step: int, folder: Path) -> Sequence[Path]:
+        """For W&B: the guide's file and the configuration that builds its network; inside an epoch nothing."""
+        epoch, rest = divmod(step, self._steps_per_epoch)
+        return () if rest else (weights_file(self._folder, epoch), self._folder / "config.yaml")
 
     def _rate_rule(self, beginning: Beginning) -> str:
         rate = self._run.optimizer.lr

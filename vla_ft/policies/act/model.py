@@ -193,7 +193,10 @@ class Act(Model):
         predicted = self.predict(batch, latent)
         error = self._action_error(predicted, action, real)
         metrics[config.action_loss] = error.detach()
-        return predicted, Loss(error if penalty is None else error + config.kl_weight * penalty, metrics)
+        loss = error if penalty is None else error + config.kl_weight * penalty
+        # Over all steps, padding included, every sample counts alike.
+        per_step = {} if config.loss_reduction == "all" else {config.action_loss: 1.0}
+        return predicted, Loss(loss, metrics, per_step)
 
     def sample(self, batch: Batch) -> Tensor:
         """Normalised action chunk [B, K, A] with the latent at zero, the mean of the prior."""

@@ -23,6 +23,9 @@ class DdpEngine(ProcessGroupEngine):
     def wrap(self, model: Model) -> None:
         self.model = model.to(self.device)
         self._hold_whole(model)
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dim() == 4 and parameter.shape[2:] == (1, 1):
+                parameter.register_hook(_plainly_strided)
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Buffers are constants (frozen batch norm, position tables): nothing to broadcast at every forward.
         self.module = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
@@ -45,6 +48,15 @@ class DdpEngine(ProcessGroupEngine):
         if wrapped := getattr(self, "module", None):
             del wrapped.reducer, wrapped.logger
         super().close()
+
+
+def _plainly_strided(gradient: Tensor) -> Tensor:
+    """The gradient of a 1x1 convolution under the strides of its weight: a view, where memory is alike.
+
+    Images come with channels last, and so does this gradient. That is the same memory, but DDP compares strides by
+    their numbers, and warns on every process.
+    """
+    return gradient.reshape(-1).view(gradient.shape)
 
 
 def _mean_in_float32(processes: int, bucket: GradBucket) -> Future[Tensor]:

@@ -89,12 +89,12 @@ class ZeroEngine(ProcessGroupEngine):
         """
         compute = model.forward
 
-        def forward(batch: Batch, sampling: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        def forward(batch: Batch, sampling: bool = False) -> tuple[Any, ...]:
             with self.autocast():  # inside: DeepSpeed ends one that it finds around itself
                 if sampling:
-                    return model.sample(batch), {}
+                    return (model.sample(batch),)
                 result = compute(batch)
-                return result.loss, dict(result.metrics)
+                return result.loss, dict(result.metrics), dict(result.per_step)
 
         model.forward = forward  # type: ignore[assignment,method-assign]
 
@@ -167,8 +167,7 @@ class ZeroEngine(ProcessGroupEngine):
     # --- one update ------------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> Loss:
-        loss, metrics = self.module(batch)
-        return Loss(loss, metrics)
+        return Loss(*self.module(batch))
 
     def sample(self, batch: Batch) -> Tensor:
         chunk: Tensor = self.module(batch, sampling=True)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from vla_ft.data.formats.registry import format_of, open_dataset
 from vla_ft.data.loading import Loader, build_validation_loader
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
 from vla_ft.data.windows import WindowSpec
+from vla_ft.weights.datasets import local_dataset
 
 
 class TemporalLoader:
@@ -47,14 +47,15 @@ def create_temporal_dataloader(
     camera_names: Sequence[str] | None = None,
     allow_pickle: bool = True,
 ) -> TemporalLoader:
-    """Every step of every episode of a dataset, in any format that training reads.
+    """Every step of every episode of a dataset, in any format that training reads; ``hub:...`` too, once fetched.
 
     ``allow_pickle``: the guide's ``observations.npy`` is a pickle; nothing but arrays is taken out of it. Raises
     UserError when the dataset is not there or not valid.
     """
-    options = {"allow_pickle": allow_pickle} if format_of(Path(dataset_path)) == "npy" else {}
+    folder = local_dataset(dataset_path)
+    options = {"allow_pickle": allow_pickle} if format_of(folder) == "npy" else {}
     cameras = None if camera_names is None else [name.removeprefix(IMAGE_PREFIX) for name in camera_names]
-    reader = open_dataset(dataset_path, cameras=cameras, **options)
+    reader = open_dataset(folder, cameras=cameras, **options)
     collator = _Raw(temporal_context, chunk_size, tuple(reader.description.cameras), reader.description.proprio_dim)
     return TemporalLoader(
         build_validation_loader(

@@ -21,6 +21,7 @@ from vla_ft.data.sample import IMAGE_PREFIX
 from vla_ft.data.windows import WindowIndex
 from vla_ft.errors import UserError
 from vla_ft.training.launch import processes_for
+from vla_ft.weights.datasets import local_dataset
 
 CLIP_NAMES = ("ViT-B-32", "ViT-B/32", "ViT-B-32-quickgelu")
 CLIP_WEIGHTS = "clip-vit-b-32"
@@ -256,7 +257,7 @@ def _run_config(config: GuideConfig, flags: Flags, dataset: str, *, steps_per_ep
         },
         "checkpoint": {"every": config.checkpoint_frequency * steps_per_epoch, "keep_last": config.keep_states},
         "validation": {"every": steps_per_epoch, "samples": 512},
-        "logging": _logging(config, flags),
+        "logging": {"updates_per_epoch": steps_per_epoch, **_logging(config, flags)},
         "execution": _execution(config),
         "init": _start(config, flags),
     }
@@ -274,7 +275,7 @@ def _data(config: GuideConfig, dataset: str) -> dict[str, Any]:
         "workers": config.num_workers,
     }
     # A reader refuses options that are not its own, and only this format has pickles.
-    return values | ({"allow_pickle": config.allow_pickle} if format_of(Path(dataset)) == "npy" else {})
+    return values | ({"allow_pickle": config.allow_pickle} if format_of(local_dataset(dataset)) == "npy" else {})
 
 
 def _logging(config: GuideConfig, flags: Flags) -> dict[str, Any]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from policy.act.network import statistics_state
-from vla_ft.checkpoints import STATISTICS, write_json
+from vla_ft.checkpoints import STATISTICS
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.deployment.weights import TrainedWeights, build_plain, read_facts
 from vla_ft.errors import UserError
-from vla_ft.training.checkpointing import disk_errors
+from vla_ft.training.checkpointing import disk_errors, replace_file, replace_text
 
 FOLDER = "checkpoint"
 _ASIDE = "abandoned-"
@@ -69,8 +69,9 @@ def export_weights(run: Path, state: Path, epoch: int, step: int) -> Path:
     with disk_errors(f"{target.name}", target.parent, lambda: unfinished.unlink(missing_ok=True)):
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.save(tensors, unfinished)
-        os.replace(unfinished, target)
-        write_json(Note.path(target), asdict(Note(epoch, step, os.path.relpath(state, run), _hash(target))))
+        replace_file(unfinished, target)
+        note = Note(epoch, step, os.path.relpath(state, run), _hash(target))
+        replace_text(Note.path(target), json.dumps(asdict(note), indent=1))
     return target
 
 
