@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from policy.act.translator import GuideConfig, Translation, resolved
-from policy.act.weights import Note, export_weights, set_aside_later, weights_file
+from policy.act.weights import Note, export_weights, set_aside, weights_file
 from vla_ft.data.sample import IMAGE_PREFIX
 from vla_ft.training.checkpointing import disk_errors, replace_text
 from vla_ft.training.observer import Beginning, Observer
@@ -87,11 +87,12 @@ class GuideConsole(Observer):
         with disk_errors("The run's configuration", self._folder):
             replace_text(self._folder / "config.yaml", resolved(self._config, **facts))
             replace_text(self._folder / SETTINGS, self._text.getvalue())
-        set_aside_later(self._folder, beginning.step)
+        set_aside(self._folder, beginning.step, beginning.checkpoint)
         epoch, rest = divmod(beginning.step, self._steps_per_epoch)
         # A kill may have come between the state and the weights.
         own = beginning.checkpoint is not None and beginning.checkpoint.parent.parent == self._folder
-        if own and not rest and Note.read(weights_file(self._folder, epoch)) is None:
+        weights = weights_file(self._folder, epoch)
+        if own and not rest and (not weights.is_file() or Note.read(weights) is None):
             assert beginning.checkpoint is not None
             export_weights(self._folder, beginning.checkpoint, epoch, beginning.step)
 
