@@ -15,6 +15,7 @@ from rich.console import Console
 from policy.act.translator import GuideConfig, Translation, resolved
 from policy.act.weights import Note, export_weights, set_aside, weights_file
 from vla_ft.data.sample import IMAGE_PREFIX
+from vla_ft.errors import UserError
 from vla_ft.training.checkpointing import disk_errors, replace_text
 from vla_ft.training.observer import Beginning, Observer
 
@@ -78,6 +79,11 @@ class GuideConsole(Observer):
 
     def _keep_files(self, beginning: Beginning) -> None:
         about = beginning.description
+        if about.environment_names:
+            raise UserError(
+                f"{about.name} has an environment state ({', '.join(about.environment_names[:3])}, ...), for which the "
+                "guide's observations have no word. Train it in this project's own: `vla-ft train recipe=act`."
+            )
         facts = {
             "action_dim": about.action_dim,
             "state_dim": about.proprio_dim,
