@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -24,14 +25,14 @@ SETTINGS = "settings.txt"
 
 
 class GuideConsole(Observer):
-    """Prints the guide's lines and keeps the guide's files; ``quiet`` is what the trainer itself prints to."""
+    """Prints the guide's lines and keeps the guide's files; ``quiet`` is the console of the trainer itself."""
 
     def __init__(self, config: GuideConfig, translation: Translation, shown: Mapping[str, str]) -> None:
         """``shown``: ``Config``, ``Dataset`` and ``Output`` as they were typed."""
         self._config, self._run, self._shown = config, translation.run, shown
         self._steps_per_epoch, self._folder = translation.steps_per_epoch, Path(translation.run.output)
         self._base_lr, self._text = config.lr, io.StringIO()
-        self.quiet = Console(file=self._text, width=110)
+        self.quiet = _Quiet(self._text)
 
     def opened(self) -> None:
         """The first lines, before anything is built."""
@@ -42,6 +43,7 @@ class GuideConsole(Observer):
 
     def started(self, beginning: Beginning) -> None:
         """Counts, and what a resume changed."""
+        self.quiet.silent = True
         _say(f"Total parameters: {beginning.parameters:,}")
         _say(f"Trainable parameters: {beginning.trainable:,}")
         _say("\nCreating data loaders...")
@@ -101,6 +103,21 @@ class GuideConsole(Observer):
         if own and not rest and (not weights.is_file() or Note.read(weights) is None):
             assert beginning.checkpoint is not None
             export_weights(self._folder, beginning.checkpoint, epoch, beginning.step)
+
+
+class _Quiet(Console):
+    """Keeps what the trainer prints. Sentences of its beginning, such as how far the features of a frozen encoder are,
+    reach the terminal too: that can take minutes. Its table does not, nor, once ``silent``, its own line a step."""
+
+    def __init__(self, text: io.StringIO) -> None:
+        super().__init__(file=text, width=110)
+        self.silent = False
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's."""
+        super().print(*objects, **options)
+        if not self.silent and all(isinstance(one, str) for one in objects):
+            _say(" ".join(objects))
 
 
 def _say(line: str) -> None:

@@ -15,9 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, PositiveInt
 
 from vla_ft.config import RunConfig, check, run_config_from_dict
+from vla_ft.data.damaged import find_damaged, without_damaged
+from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import format_of
 from vla_ft.data.mixture import split_parts
 from vla_ft.data.sample import IMAGE_PREFIX
+from vla_ft.data.split import EpisodeSplit
 from vla_ft.data.windows import WindowIndex
 from vla_ft.errors import UserError
 from vla_ft.training.launch import processes_for
@@ -79,7 +82,8 @@ class GuideConfig:
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     dataset_dir: str | None = None
     val_split: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    allow_pickle: bool = True
+    allow_pickle: bool = False
+    """A configuration that does not mention pickles reads none; the shipped one says that the guide's dataset is one."""
     checkpoint_frequency: PositiveInt = 10
     keep_states: PositiveInt = 5
     log_frequency: PositiveInt = 100
@@ -217,12 +221,20 @@ def translate(config: GuideConfig, flags: Flags) -> Translation:
 
 def training_samples(run: RunConfig) -> int:
     """How many windows an epoch of a run has."""
+    reader, split = open_split(run)
+    return len(WindowIndex(reader.lengths, split.training, run.data.steps_per_episode, run.seed))
+
+
+def open_split(run: RunConfig) -> tuple[EpisodeReader, EpisodeSplit]:
+    """The episodes that a run trains on and holds out, as it will find them itself: damaged ones are left out."""
     data = run.data
     reader = data.open(data.path)
+    if data.on_damage == "skip":
+        reader = without_damaged(reader, find_damaged(reader))
     split, _ = split_parts(
         reader, fraction=data.validation_fraction, seed=run.seed, drop_unlabeled=data.drops_unlabeled
     )
-    return len(WindowIndex(reader.lengths, split.training, data.steps_per_episode, run.seed))
+    return reader, split
 
 
 def _dataset(config: GuideConfig, flags: Flags) -> str:
