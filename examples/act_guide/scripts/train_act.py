@@ -29,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     follow_launcher()
     options, rest = _parser().parse_known_args(words)
+    from policy.act.advice import typable
     from vla_ft.cli import guarded
 
-    return guarded(lambda: _train(options, overrides(rest), words))
+    return guarded(lambda: typable(lambda: _train(options, overrides(rest), words)))
 
 
 def _train(options: argparse.Namespace, changes: Sequence[str], words: Sequence[str]) -> int:

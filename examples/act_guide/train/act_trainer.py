@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from policy.act.advice import in_guide_words
 from policy.act.translator import GuideConfig, Translation, resolved
 from policy.act.weights import Note, export_weights, set_aside, weights_file
 from vla_ft.data.sample import IMAGE_PREFIX
@@ -55,6 +56,10 @@ class GuideConsole(Observer):
             done = beginning.step / self._steps_per_epoch
             _say("; ".join([f"Resuming: epoch {done:g} of {self._config.num_epochs} is done", *beginning.notes]))
         _say("\nStarting training...")
+
+    def worded(self, said: str) -> str:
+        """Warnings offer the guide's keys."""
+        return in_guide_words(said)
 
     def logged(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """One line, as the guide shows it. ``loss`` is ``action_loss + kl_weight * kl_loss``."""

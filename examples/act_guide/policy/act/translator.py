@@ -28,6 +28,26 @@ from vla_ft.training.launch import processes_for
 CLIP_NAMES = ("ViT-B-32", "ViT-B/32", "ViT-B-32-quickgelu")
 CLIP_WEIGHTS = "clip-vit-b-32"
 """Name of the published weights for ``vla-ft fetch``."""
+GUIDE_WORDS = {
+    "batch.per_device": "batch_size", "checkpoint.every": "checkpoint_frequency", "checkpoint.keep_last": "keep_states",
+    "data.allow_pickle": "allow_pickle", "data.cameras": "camera_names", "data.validation_fraction": "val_split",
+    "data.workers": "num_workers", "devices": "devices", "execution.ensemble_window": "ensemble_window",
+    "execution.temporal_ensemble": "temporal_ensemble", "logging.artifacts": "log_checkpoints",
+    "logging.every": "log_frequency", "model.action_loss": "action_loss", "model.backbone": "encoder.name",
+    "model.camera_fusion": "encoder.fuse", "model.chunk_size": "chunk_size",
+    "model.decoder_layers": "num_decoder_layers", "model.dropout": "dropout",
+    "model.encoder_layers": "num_encoder_layers", "model.feedforward_dim": "dim_feedforward", "model.heads": "nheads",
+    "model.hidden_dim": "hidden_dim", "model.image_size": "image_size", "model.kl_weight": "kl_weight",
+    "model.latent_dim": "latent_dim", "model.observation_steps": "temporal_context", "optimizer.lr": "lr",
+    "optimizer.weight_decay": "weight_decay", "schedule.name": "use_cosine_schedule",
+    "schedule.warmup_steps": "warmup_epochs", "seed": "seed", "steps": "num_epochs",
+}  # fmt: skip
+"""A run's keys that the guide has a word of its own for."""
+FLAGS = {"data.path": "dataset_dir", "device": "device", "logging.name": "wandb_name",
+         "logging.project": "wandb_project", "logging.tags": "wandb_tags", "output": "output_dir"}  # fmt: skip
+"""The same for flags of ``scripts/train_act.py``."""
+COUNTED_IN_EPOCHS = ("checkpoint.every", "schedule.name", "schedule.warmup_steps", "steps")
+"""Keys whose value is another one in the guide's word: updates there, epochs here."""
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -176,10 +196,23 @@ def _refuse(config: GuideConfig) -> None:
         "encoder.freeze=true with pretrained=null would freeze random numbers. Set encoder.freeze=false, or give "
         "encoder.pretrained or encoder.ckpt_path.": encoder.freeze and not encoder.pretrained and not encoder.ckpt_path,
     }
+    wrong |= {
+        f"vla_ft.{key} is not read, because this project has its own word: write {word}.": True
+        for key, word in {**GUIDE_WORDS, **FLAGS}.items()
+        if _has(config.vla_ft, key)
+    }
     found = [sentence for sentence, applies in wrong.items() if applies]
     if found:
         raise UserError("\n".join(found))
     _encoder_weights(config)
+
+
+def _has(values: Mapping[str, Any], key: str) -> bool:
+    """Whether a nested mapping says something about a dotted key."""
+    head, _, rest = key.partition(".")
+    if not rest or head not in values:
+        return head in values
+    return isinstance(values[head], Mapping) and _has(values[head], rest)
 
 
 def model_settings(config: GuideConfig) -> dict[str, Any]:
@@ -250,7 +283,7 @@ def _dataset(config: GuideConfig, flags: Flags) -> str:
 def _run_config(config: GuideConfig, flags: Flags, dataset: str, *, steps_per_epoch: int, processes: int) -> RunConfig:
     lr = config.lr * (processes if flags.scale_lr else 1)
     values: dict[str, Any] = {
-        "recipe": "act_guide",
+        "recipe": "act",  # its published sizes aside, what `vla-ft plan recipe=act` starts from
         "policy": "act",
         "output": flags.output_dir,
         "device": flags.device,
