@@ -77,7 +77,9 @@ def errors(run) -> list[str]:
 
 def offered_keys_can_be_typed(said: str, demos) -> int:
     """Assert it of a sentence; how many it offers."""
-    plain = re.sub(r"`[^`]*`|--ipc=host|--shm-size", "", said)  # commands as they stand, and flags of Docker
+    plain = re.sub(
+        r"`[^`]*`|vla-ft data convert .*|--ipc=host|--shm-size", "", said
+    )  # commands as they stand, and flags of Docker
     left = [word for word in re.findall(r"(?<![\w.])[a-z_]+\.[a-z_.]*[a-z_]", plain) if word in own_keys()]
     assert not left, f"{left} is no key of the guide: {said}"
     assert not re.search(r"(?<![\w.-])(?:\w+\.)*\w+=", plain.replace("WANDB_MODE=", "").replace("batch=", "")), said

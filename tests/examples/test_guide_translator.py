@@ -209,7 +209,7 @@ def test_tags_come_with_commas_or_blanks(tags):
 @pytest.mark.parametrize("words", [["a", "lr=1e-4"], ["a,lr=1e-4"]])
 def test_an_override_behind_tags_is_not_taken_for_a_tag(words):
     options = script()._parser().parse_args(["--wandb_project", "p", "--wandb_tags", *words])
-    with pytest.raises(UserError, match="'lr=1e-4' too. Write --lr=1e-4"):
+    with pytest.raises(UserError, match=r"'lr=1e-4' too\. Write --lr=1e-4"):
         script().read_flags(options)
 
 
@@ -256,7 +256,6 @@ def test_statistics_files_are_compared_not_ignored(tmp_path, demos, finished, ca
 
 def test_statistics_are_compared_with_the_episodes_that_are_trained_on_and_nothing_is_written(tmp_path, demos):
     from train.statistics_check import refuse_other_statistics
-
     from vla_ft.data.formats.registry import open_dataset
     from vla_ft.data.statistics import compute_statistics
 

@@ -1,4 +1,4 @@
-"""What ``vla_ft`` says, in words that can be typed in this project: a key that a sentence offers is the guide's here."""
+"""What ``vla_ft`` says, in words that can be typed in this project: a key that a sentence offers is the guide's."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from vla_ft.training.known_errors import explain
 
 _OTHER = {"freeze": "encoder.freeze=true", "frozen_features.parts": "encoder.cache=true"}
 """Keys whose values are called otherwise here; the sentences that offer them mean these."""
-_CODE = re.compile(r"(`[^`]*`)")
+_CODE = re.compile(r"(`[^`]*`|vla-ft (?:train|data|plan|fetch|evaluate) [^;\n]*)")
 _KEY = re.compile(r"(?<![\w./=-])([a-z_]+(?:\.[a-z_]+)*)(?:(=)(\[[^\]]*\]|[^\s,;:)`]*[^\s,;:)`.])?)?(?![\w/])")
 
 
 def in_guide_words(said: str) -> str:
     """A sentence with ``optimizer.lr=1e-5`` as ``--lr=1e-5``; keys without a word of the guide as ``--vla_ft.KEY=``.
 
-    Commands in backquotes are typed as they stand, and stay so.
+    Commands, which are typed as they stand, stay as they are.
     """
-    return "".join(part if part.startswith("`") else _KEY.sub(_word, part) for part in _CODE.split(said))
+    parts = _CODE.split(said)
+    parts[::2] = [_KEY.sub(_word, part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def typable(run: Callable[[], int]) -> int:

@@ -103,7 +103,7 @@ class GuideConfig:
     dataset_dir: str | None = None
     val_split: Annotated[float, Field(ge=0, lt=1)] = 0.1
     allow_pickle: bool = False
-    """A configuration that does not mention pickles reads none; the shipped one says that the guide's dataset is one."""
+    """A configuration that does not mention pickles reads none; the shipped one does, for the guide's dataset."""
     checkpoint_frequency: PositiveInt = 10
     keep_states: PositiveInt = 5
     log_frequency: PositiveInt = 100
