@@ -11,7 +11,7 @@ import torch
 from guide_project import PROJECT, TINY, script, train_act
 
 from policy.act.advice import in_guide_words, own_keys
-from policy.act.translator import FLAGS, GUIDE_WORDS, Flags, read_guide_config, translate
+from policy.act.translator import FLAGS, GUIDE_WORDS, Flags, _run_config, read_guide_config, translate
 from vla_ft.config import LoggingConfig, load_run_config
 from vla_ft.data.formats.registry import open_dataset
 from vla_ft.errors import UserError
@@ -77,9 +77,8 @@ def errors(run) -> list[str]:
 
 def offered_keys_can_be_typed(said: str, demos) -> int:
     """Assert it of a sentence; how many it offers."""
-    plain = re.sub(
-        r"`[^`]*`|vla-ft data convert .*|--ipc=host|--shm-size", "", said
-    )  # commands as they stand, and flags of Docker
+    # Commands are typed as they stand, and two flags are Docker's.
+    plain = re.sub(r"`[^`]*`|vla-ft data convert .*|--ipc=host|--shm-size", "", said)
     left = [word for word in re.findall(r"(?<![\w.])[a-z_]+\.[a-z_.]*[a-z_]", plain) if word in own_keys()]
     assert not left, f"{left} is no key of the guide: {said}"
     assert not re.search(r"(?<![\w.-])(?:\w+\.)*\w+=", plain.replace("WANDB_MODE=", "").replace("batch=", "")), said
@@ -89,8 +88,8 @@ def offered_keys_can_be_typed(said: str, demos) -> int:
         if f"--{key}" in known:
             continue
         if value:
-            flags = Flags(output_dir="x", device="cpu", dataset_dir=str(demos))
-            translate(read_guide_config(CONFIG, ["encoder.freeze=false", f"{key}={value}"]), flags)
+            config = read_guide_config(CONFIG, ["encoder.freeze=false", f"{key}={value}"])
+            _run_config(config, Flags(output_dir="x", device="cpu"), str(demos), steps_per_epoch=1, processes=1)
         else:
             assert key in GUIDE_WORDS.values() or key.removeprefix("vla_ft.") in own_keys(), said
     return len(found)

@@ -261,3 +261,34 @@ def test_two_processes_say_the_rate_rule_and_share_the_epoch(tmp_path, start):
     assert done.stdout.count("=== ACT Training ===") == 1
     assert (run / "checkpoints" / "step_00000002").is_dir(), "32 samples are two updates of two times eight"
     assert (run / "checkpoint" / "act-train-1.pth").is_file()
+
+
+@pytest.mark.nightly
+def test_a_kill_that_nobody_can_catch_costs_no_more_than_an_epoch(tmp_path):
+    """SIGKILL at three moments, the same command again each time: the end is that of a run that nobody killed."""
+    demos, run, whole = demonstrations(tmp_path / "demos"), tmp_path / "run", tmp_path / "whole"
+    variables = {**os.environ, "PYTHONPATH": str(PROJECT.parents[1]), "OMP_NUM_THREADS": "1"}
+
+    def command(folder: Path) -> dict[str, object]:
+        flags = ["--dataset_dir", str(demos), "--output_dir", str(folder), "--device", "cpu"]
+        return {"args": [sys.executable, "scripts/train_act.py", *flags, *TINY], "cwd": PROJECT, "env": variables}
+
+    def killed_at(line: str) -> bool:
+        with subprocess.Popen(**command(run), stdout=subprocess.PIPE, text=True) as process:
+            for said in process.stdout:
+                if said.startswith(line):
+                    process.kill()
+                    break
+        return process.returncode == -9
+
+    assert killed_at("Starting training"), "before any checkpoint"
+    assert killed_at("Epoch 2/4, Step 6"), "inside an epoch"
+    assert (run / "checkpoints" / "step_00000004").is_dir()
+    assert killed_at("Checkpoint saved"), "right behind one"
+    subprocess.run(**command(run), check=True, stdout=subprocess.DEVNULL, timeout=300)
+    subprocess.run(**command(whole), check=True, stdout=subprocess.DEVNULL, timeout=300)
+    assert state_bytes(run, 16) == state_bytes(whole, 16)
+    names = [sorted(path.name for path in (folder / "checkpoint").iterdir()) for folder in (run, whole)]
+    assert names[0] == names[1] == [f"act-train-{epoch}.{kind}" for epoch in (1, 2, 3, 4) for kind in ("json", "pth")]
+    new, old = (torch.load(folder / "checkpoint" / "act-train-4.pth") for folder in (run, whole))
+    assert all(torch.equal(new[name], old[name]) for name in old)
