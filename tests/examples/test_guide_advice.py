@@ -82,7 +82,7 @@ def offered_keys_can_be_typed(said: str, demos) -> int:
     left = [word for word in re.findall(r"(?<![\w.])[a-z_]+\.[a-z_.]*[a-z_]", plain) if word in own_keys()]
     assert not left, f"{left} is no key of the guide: {said}"
     assert not re.search(r"(?<![\w.-])(?:\w+\.)*\w+=", plain.replace("WANDB_MODE=", "").replace("batch=", "")), said
-    found = re.findall(r"--([\w.]+)(?:=([^\s,;)]*[^\s,;).]))?", plain)
+    found = re.findall(r"--(\w+(?:\.\w+)*)(?:=([^\s,;)]*[^\s,;).]))?", plain)
     known = {action for one in script()._parser()._actions for action in one.option_strings}
     for key, value in found:
         if f"--{key}" in known:
