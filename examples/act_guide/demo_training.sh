@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains ACT step by step: ./demo_training.sh DATASET OUTPUT [--yes] [words for scripts/train_act.py ...]
 # Asks before it starts; --yes answers every question with yes. DEVICE=cpu trains without a card.
+# Paths are those of the folder that it is called from.
 set -euo pipefail
-cd "$(dirname "$0")"
 
 yes=
 words=()
@@ -13,7 +13,14 @@ if [ "${#words[@]}" -lt 2 ]; then
     echo "Usage: ./demo_training.sh DATASET OUTPUT [--yes] [--key=value ...]" >&2
     exit 2
 fi
-dataset=${words[0]} output=${words[1]} device=${DEVICE:-cuda}
+absolute() {
+    case "$1" in
+    /* | hub:*) printf '%s' "$1" ;;
+    *) printf '%s' "$PWD/$1" ;;
+    esac
+}
+dataset=$(absolute "${words[0]}") output=$(absolute "${words[1]}") device=${DEVICE:-cuda}
+cd "$(dirname "$0")"
 
 confirm() {
     [ -z "$yes" ] || return 0

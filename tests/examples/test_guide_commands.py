@@ -229,3 +229,19 @@ def test_the_demo_asks_before_it_starts(root):
     path = {"PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     asked = subprocess.run(words, env=path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert asked.returncode == 2 and "--yes" in asked.stderr
+
+
+def test_the_demo_reads_paths_where_it_is_called(root, tmp_path):
+    (root / "bin").mkdir()
+    (root / "bin" / "python").write_text('#!/bin/sh\n[ "$1" = -c ] || printf "%s\\n" "$@"\n')
+    (root / "bin" / "python").chmod(0o755)
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    path = {"PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    for dataset, place in {"my set": f"{elsewhere}/my set", "/data/x": "/data/x", "hub:a/b@c": "hub:a/b@c"}.items():
+        words = [root / "demo_training.sh", dataset, "runs/x", "--yes", "--lr=1e-4"]
+        said = subprocess.run(words, env=path, cwd=elsewhere, capture_output=True, text=True, check=True).stdout
+        typed = said.splitlines()[said.splitlines().index("scripts/train_act.py") :]
+        assert typed[typed.index("--dataset_dir") + 1] == place
+        assert typed[typed.index("--output_dir") + 1] == f"{elsewhere}/runs/x"
+        assert typed[-1] == "--lr=1e-4"

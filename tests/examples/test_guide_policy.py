@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from guide_project import in_project
+from guide_project import PROJECT, TINY, in_project, train_act
 from omegaconf import OmegaConf
 
 from vla_ft.checkpoints import find_checkpoint
@@ -205,3 +208,38 @@ def test_weights_reach_the_disk_before_their_name_and_the_name_before_the_note(f
         "act-train-4.unfinished", "-> act-train-4.pth", "checkpoint",
         ".act-train-4.json.new", "-> act-train-4.json", "checkpoint",
     ]  # fmt: skip
+
+
+def test_a_robot_without_joint_readings_needs_none(tmp_path, demos):
+    """The loader leaves ``state`` out where the dataset has none, and the policy does not ask for it."""
+    folder, run = tmp_path / "blind", tmp_path / "run"
+    shutil.copytree(demos, folder)
+    for file in folder.glob("episode_*.npz"):
+        arrays = dict(np.load(file))
+        np.savez(file, **{**arrays, "proprio": arrays["proprio"][:, :0]})
+    about = json.loads((folder / "dataset.json").read_text())
+    cut = {**about, "description": {**about["description"], "proprio_names": [], "proprio_units": []}}
+    (folder / "dataset.json").write_text(json.dumps(cut))
+    assert train_act(["--dataset_dir", folder, "--output_dir", run, "--device", "cpu"], [*TINY, "--num_epochs=1"]) == 0
+    policy, config = load(run, epoch=1)
+    assert config.state_dim == 0
+    obs, actions = next(iter(loader(folder, config)))
+    assert "state" not in obs
+    with torch.no_grad():
+        pred, losses = policy(obs, actions)
+    assert pred.shape == actions.shape and losses["action_loss"].isfinite()
+
+
+def test_freeze_holds_in_the_network_that_is_built():
+    from policy.act import build_act_policy
+
+    def counts(*words: str) -> tuple[int, int]:
+        with torch.device("meta"):
+            policy = build_act_policy(read_guide_config(PROJECT / "configs" / "policy_act.yaml", words))
+        sizes = [(one.numel(), one.requires_grad) for one in policy.parameters()]
+        return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+    from policy.act.translator import read_guide_config
+
+    assert counts() == (160_318_670, 72_469_454)
+    assert counts("encoder.freeze=false") == (160_318_670, 160_318_670)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -92,11 +93,46 @@ def test_resuming_from_an_older_epoch_gives_the_same_bits_and_sets_later_ones_as
     assert new.keys() == old.keys() and all(torch.equal(new[name], old[name]) for name in new)
 
 
-def test_a_run_that_lost_its_weights_file_to_a_kill_writes_it_again(tmp_path, finished, demos):
+def test_what_was_set_aside_is_continued_from_its_own_state(tmp_path, finished, demos, capfd):
+    from policy.act.weights import Note, find_state
+
+    run = tmp_path / "finished"
+    shutil.copytree(finished, run)
+    flags = ["--dataset_dir", demos, "--output_dir", run, "--device", "cpu", "--resume_from"]
+    assert train_act([*flags, run / "checkpoint" / "act-train-2.pth"], [*TINY, "--num_epochs=3"]) == 0
+    new, old = run / "checkpoints" / "step_00000012", run / "checkpoints" / "abandoned_step_00000012"
+    (new / "manifest.json").write_text((new / "manifest.json").read_text() + "\n")  # as if other numbers had come out
+    third = run / "checkpoint" / "act-train-3.pth"
+    digest = hashlib.sha256((new / "manifest.json").read_bytes()).hexdigest()
+    Note.path(third).write_text(json.dumps({**json.loads(Note.path(third).read_text()), "manifest": digest}))
+    aside = run / "checkpoint" / "abandoned-act-train-3.pth"
+    assert find_state(aside) == old and Note.read(aside).state == "checkpoints/abandoned_step_00000012"
+    assert train_act([*flags, aside]) == 0
+    assert "Resuming: epoch 3 of 4 is done" in capfd.readouterr().out
+    assert state_bytes(run, 16) == state_bytes(finished, 16)
+    kept = sorted(path.name for path in (run / "checkpoints").glob("*step_*"))
+    assert [f"step_{step:08d}" for step in (4, 8, 16)] == [name for name in kept if name.startswith("step_")]
+    assert "abandoned_step_00000012.2" in kept, "the run that was left for the older one"
+    assert find_state(third) == old
+    assert find_state(run / "checkpoint" / "abandoned-2-act-train-3.pth").name == "abandoned_step_00000012.2"
+
+
+def test_a_state_of_the_same_name_is_not_taken_for_the_weights_own(tmp_path, finished, demos, capfd):
+    run = tmp_path / "finished"
+    shutil.copytree(finished, run)
+    manifest = run / "checkpoints" / "step_00000008" / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    flags = ["--dataset_dir", demos, "--output_dir", run, "--device", "cpu", "--resume_from"]
+    assert train_act([*flags, run / "checkpoint" / "act-train-2.pth"]) == 2
+    assert "only the weights are left" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("lost", [("act-train-4.pth", "act-train-4.json"), ("act-train-4.pth",), ("act-train-4.json",)])
+def test_a_run_that_lost_its_weights_file_to_a_kill_writes_it_again(tmp_path, finished, demos, lost):
     run = tmp_path / "finished"
     shutil.copytree(finished, run)
     expected = torch.load(run / "checkpoint" / "act-train-4.pth")
-    for name in ("act-train-4.pth", "act-train-4.json"):
+    for name in lost:
         (run / "checkpoint" / name).unlink()
     assert train_act(["--dataset_dir", demos, "--output_dir", run, "--device", "cpu"]) == 0
     again = torch.load(run / "checkpoint" / "act-train-4.pth")
@@ -264,3 +300,34 @@ def test_two_processes_say_the_rate_rule_and_share_the_epoch(tmp_path, start):
     assert done.stdout.count("=== ACT Training ===") == 1
     assert (run / "checkpoints" / "step_00000002").is_dir(), "32 samples are two updates of two times eight"
     assert (run / "checkpoint" / "act-train-1.pth").is_file()
+
+
+@pytest.mark.nightly
+def test_a_kill_that_nobody_can_catch_costs_no_more_than_an_epoch(tmp_path):
+    """SIGKILL at three moments, the same command again each time: the end is that of a run that nobody killed."""
+    demos, run, whole = demonstrations(tmp_path / "demos"), tmp_path / "run", tmp_path / "whole"
+    variables = {**os.environ, "PYTHONPATH": str(PROJECT.parents[1]), "OMP_NUM_THREADS": "1"}
+
+    def command(folder: Path) -> dict[str, object]:
+        flags = ["--dataset_dir", str(demos), "--output_dir", str(folder), "--device", "cpu"]
+        return {"args": [sys.executable, "scripts/train_act.py", *flags, *TINY], "cwd": PROJECT, "env": variables}
+
+    def killed_at(line: str) -> bool:
+        with subprocess.Popen(**command(run), stdout=subprocess.PIPE, text=True) as process:
+            for said in process.stdout:
+                if said.startswith(line):
+                    process.kill()
+                    break
+        return process.returncode == -9
+
+    assert killed_at("Starting training"), "before any checkpoint"
+    assert killed_at("Epoch 2/4, Step 6"), "inside an epoch"
+    assert (run / "checkpoints" / "step_00000004").is_dir()
+    assert killed_at("Checkpoint saved"), "right behind one"
+    subprocess.run(**command(run), check=True, stdout=subprocess.DEVNULL, timeout=300)
+    subprocess.run(**command(whole), check=True, stdout=subprocess.DEVNULL, timeout=300)
+    assert state_bytes(run, 16) == state_bytes(whole, 16)
+    names = [sorted(path.name for path in (folder / "checkpoint").iterdir()) for folder in (run, whole)]
+    assert names[0] == names[1] == [f"act-train-{epoch}.{kind}" for epoch in (1, 2, 3, 4) for kind in ("json", "pth")]
+    new, old = (torch.load(folder / "checkpoint" / "act-train-4.pth") for folder in (run, whole))
+    assert all(torch.equal(new[name], old[name]) for name in old)

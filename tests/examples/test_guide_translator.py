@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from guide_project import PROJECT, TINY, script, train_act
@@ -40,7 +42,17 @@ def test_the_shipped_file_has_every_key_with_its_default():
     shipped = OmegaConf.to_container(OmegaConf.load(CONFIG))
     known = dataclasses.asdict(GuideConfig())
     assert known.keys() - shipped.keys() == {"action_dim", "state_dim"}, "only a run's own config.yaml has these"
-    assert {key: known[key] for key in shipped} == shipped
+    said = {"allow_pickle": True}  # a pickle is read where the file says so, and the shipped one does
+    assert {key: known[key] for key in shipped} | said == shipped
+    assert not GuideConfig().allow_pickle
+
+
+def test_a_configuration_of_ones_own_reads_no_pickle_unasked(tmp_path):
+    np.save(tmp_path / "observations.npy", np.array([{"state": np.zeros(2)}], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "actions.npy", np.zeros((1, 2)))
+    np.save(tmp_path / "rollout_length.npy", np.array([1]))
+    with pytest.raises(UserError, match="is pickled"):
+        translate(GuideConfig(), Flags(output_dir="x", device="cpu", dataset_dir=str(tmp_path)))
 
 
 def test_sizes_and_optimisation(run_of):
@@ -195,7 +207,14 @@ def test_tags_come_with_commas_or_blanks(tags):
     assert flags.wandb_tags == ("a", "b", "c")
 
 
-def test_a_frozen_pretrained_encoder_stays_as_it_was_and_is_run_once(tmp_path, demos):
+@pytest.mark.parametrize("words", [["a", "lr=1e-4"], ["a,lr=1e-4"]])
+def test_an_override_behind_tags_is_not_taken_for_a_tag(words):
+    options = script()._parser().parse_args(["--wandb_project", "p", "--wandb_tags", *words])
+    with pytest.raises(UserError, match=r"'lr=1e-4' too\. Write --lr=1e-4"):
+        script().read_flags(options)
+
+
+def test_a_frozen_pretrained_encoder_stays_as_it_was_and_is_run_once(tmp_path, demos, capfd):
     torch.manual_seed(3)
     trunk = NarrowResNet("resnet18").state_dict()
     torch.save({"model": {f"backbone.encoder.{name}": value for name, value in trunk.items()}}, tmp_path / "pri3d.pth")
@@ -203,6 +222,9 @@ def test_a_frozen_pretrained_encoder_stays_as_it_was_and_is_run_once(tmp_path, d
     frozen = [*TINY, "--encoder.pretrained=true", f"--encoder.ckpt_path={tmp_path / 'pri3d.pth'}",
               "--encoder.freeze=true", "--num_epochs=1", "--lr=1e-3"]  # fmt: skip
     assert train_act(words, frozen) == 0
+    said = capfd.readouterr().out
+    assert 0 < said.find("features of backbone") < said.find("Total parameters"), "it can take minutes: not in silence"
+    assert "samples/s" not in said and "vla-ft train" not in said, "the trainer's own table and lines are not shown"
     trained = torch.load(tmp_path / "run" / "checkpoint" / "act-train-1.pth")
     for name, value in trunk.items():
         if not name.endswith("num_batches_tracked"):
@@ -218,8 +240,6 @@ def test_a_wrong_encoder_file_is_never_a_silent_random_start(tmp_path, demos, ca
 
 
 def test_statistics_files_are_compared_not_ignored(tmp_path, demos, finished, capfd):
-    import numpy as np
-
     from vla_ft.data.statistics import DatasetStatistics
 
     action = DatasetStatistics.load(finished / "statistics.json")["action"]
@@ -247,3 +267,21 @@ def test_the_documented_plan_is_that_of_the_shipped_configuration():
     )  # fmt: skip
     assert planned.model == shipped.model
     assert planned.freeze == ("backbone",) and planned.batch.per_device == read_guide_config(CONFIG).batch_size
+
+
+def test_statistics_are_compared_with_the_episodes_that_are_trained_on_and_nothing_is_written(tmp_path, demos):
+    from train.statistics_check import refuse_other_statistics
+    from vla_ft.data.formats.registry import open_dataset
+    from vla_ft.data.statistics import compute_statistics
+
+    broken, output = tmp_path / "broken", tmp_path / "run"
+    shutil.copytree(demos, broken)
+    arrays = dict(np.load(broken / "episode_000000.npz"))
+    arrays["action"][3, 0] = np.nan
+    np.savez(broken / "episode_000000.npz", **arrays)
+    config = read_guide_config(CONFIG, ["vla_ft.data.on_damage=skip", "val_split=0"])
+    translation = translate(config, Flags(output_dir=str(output), device="cpu", dataset_dir=str(broken)))
+    assert translation.steps_per_epoch == 4, "32 steps of the three sound episodes"
+    np.save(tmp_path / "mean.npy", compute_statistics(open_dataset(broken), [1, 2, 3])["action"].mean)
+    refuse_other_statistics(translation.run, str(tmp_path / "mean.npy"), None)
+    assert not output.exists()

@@ -33,6 +33,11 @@ def inline_code() -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
 
 
+def committed_commands() -> list[str]:
+    """Every shell command of the guide, from the repository: for where the guide itself is not."""
+    return list(tomllib.loads(TABLE.read_text(encoding="utf-8"))["commands"])
+
+
 @dataclass
 class Substitutions:
     """The committed table. ``used`` remembers which rows were needed."""

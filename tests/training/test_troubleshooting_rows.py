@@ -43,6 +43,14 @@ REPLAYED = {"CUDA out of memory", "CUDA error: no kernel image"}
 def test_a_test_provokes_the_row(row):
     file, name = ROWS[row]
     tree = ast.parse((TESTS / file).read_text())
-    assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    (test,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    assert any(can_fail(node) for node in ast.walk(test)), f"{name} asserts nothing"
+    marks = " ".join(ast.unparse(mark) for mark in test.decorator_list)
+    assert "nightly" not in marks and "skip" not in marks, f"{name} does not run with the others"
     if row in REPLAYED:
         assert "replayed" in (ast.get_docstring(tree) or ""), f"{file} should say that {row} is replayed"
+
+
+def can_fail(node: ast.AST) -> bool:
+    """Whether a piece of a test looks at something: ``assert``, or ``pytest.raises``."""
+    return isinstance(node, ast.Assert) or (isinstance(node, ast.Attribute) and node.attr == "raises")

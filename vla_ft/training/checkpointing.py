@@ -20,7 +20,8 @@ from vla_ft.errors import UserError
 
 _INCOMING = ".incoming-"
 _TRASH = ".trash-"
-_ASIDE = "abandoned_"
+ABANDONED = "abandoned_"
+"""Begins the name of a checkpoint that a run went back behind."""
 _LOCK = ".lock"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
@@ -77,17 +78,21 @@ class CheckpointStore:
         return path
 
     def rewind(self, path: Path) -> list[Path]:
-        """Continue from ``path``: later checkpoints of this run, if any, are set aside under another name."""
+        """Continue from ``path``: later checkpoints of this run, if any, are set aside under another name.
+
+        ``path`` may be one that was set aside itself; another of its own step is then in the way too.
+        """
         if path.parent != self.folder:
             return []
-        later = [other for other in self.complete() if other.name > path.name]
+        step = path.name.removeprefix(ABANDONED).partition(".")[0]
+        later = [other for other in self.complete() if other.name >= step and other != path]
         if later:
             replace_text(self.folder / LATEST, path.name)
         return [other.rename(self._aside(other)) for other in later]
 
     def _aside(self, path: Path) -> Path:
         """A free name for a checkpoint that is set aside: an earlier rewind may have taken the first."""
-        names = (f"{_ASIDE}{path.name}", *(f"{_ASIDE}{path.name}.{number}" for number in range(2, 1000)))
+        names = (f"{ABANDONED}{path.name}", *(f"{ABANDONED}{path.name}.{number}" for number in range(2, 1000)))
         return next(other for name in names if not (other := path.with_name(name)).exists())
 
     def complete(self) -> list[Path]:

@@ -50,6 +50,10 @@ class Observer:
     def started(self, beginning: Beginning) -> None:
         """Everything is built and, when the run continues a checkpoint, restored."""
 
+    def worded(self, said: str) -> str:
+        """A warning of the run, in words that this one's users can type."""
+        return said
+
     def logged(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Scalars were written after ``step`` updates, ``epoch`` epochs (see ``logging.updates_per_epoch``)."""
 
@@ -77,6 +81,12 @@ class Observers:
                 one.started(beginning)
 
         self._on_main(tell)
+
+    def worded(self, said: str) -> str:
+        """A warning, as the observers have it said. Not collective."""
+        for one in self._observers:
+            said = one.worded(said)
+        return said
 
     def logged(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Tell of scalars."""

@@ -81,6 +81,7 @@ def train(
         # One process decides, and hashes: the others' view of the disk may be older.
         start = on_main(engine, lambda: find_start(config, store))
         run = assemble(config, engine, start, console.print)
+        told = Observers(observers, engine)
         notes: list[str] = []
         generators: dict[str, Any] = {}
         if start is not None:
@@ -94,8 +95,7 @@ def train(
             print_banner(console, run, engine, [_beginning(run, start), *notes])
             for said in (note(config.logging), nothing_held_out(config, run.split)):
                 if said is not None:
-                    _warn(said)
-        told = Observers(observers, engine)
+                    _warn(told.worded(said))
         told.started(run, start, notes)
         return _loop(run, store, generators, engine, console, watch or (lambda run, engine, step: step()), told)
 
@@ -167,7 +167,7 @@ def _loop(
         line = stack.enter_context(ProgressLine(console, config.steps, state.step, run.global_batch, engine.is_main))
         tracker = stack.enter_context(_tracker(run)) if engine.is_main else None
         gpu = stack.enter_context(GpuMeter(engine.device))
-        symptoms = _symptoms(run, engine) if engine.is_main else None
+        symptoms = _symptoms(run, engine, told) if engine.is_main else None
         while state.step < config.steps and not stop:
             step = partial(update, run, batches, engine, interruption.requested is not None)
             with pace.update():
@@ -199,10 +199,10 @@ def _tracker(run: Run) -> Tracker:
     return Tracker(Path(config.output), config.logging, config.to_dict(), run.state.step)
 
 
-def _symptoms(run: Run, engine: Engine) -> Symptoms:
+def _symptoms(run: Run, engine: Engine, told: Observers) -> Symptoms:
     """The judge of this run, which remembers what was logged before."""
     config = run.state.config
-    found = Symptoms(config, list(engine.model.parameter_groups()), _warn)
+    found = Symptoms(config, list(engine.model.parameter_groups()), lambda said: _warn(told.worded(said)))
     found.remember(read_metrics(Path(config.output)))
     return found
 

@@ -29,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     follow_launcher()
     options, rest = _parser().parse_known_args(words)
+    from policy.act.advice import typable
     from vla_ft.cli import guarded
 
-    return guarded(lambda: _train(options, overrides(rest), words))
+    return guarded(lambda: typable(lambda: _train(options, overrides(rest), words)))
 
 
 def _train(options: argparse.Namespace, changes: Sequence[str], words: Sequence[str]) -> int:
@@ -42,7 +43,8 @@ def _train(options: argparse.Namespace, changes: Sequence[str], words: Sequence[
 
     config = read_guide_config(Path(options.config), changes)
     translation = translate(config, read_flags(options))
-    refuse_other_statistics(translation.run, options.action_mean, options.action_std)
+    if "VLA_FT_LAUNCHER" not in os.environ and os.environ.get("RANK", "0") == "0":  # once, whoever starts the others
+        refuse_other_statistics(translation.run, options.action_mean, options.action_std)
     dataset = translation.run.data.path
     shown = {"Config": options.config, "Dataset": dataset, "Output": translation.run.output}
     watcher = GuideConsole(config, translation, shown)
@@ -105,6 +107,9 @@ def _default_output() -> str:
 
 def _wandb(options: argparse.Namespace) -> dict[str, object]:
     tags = tuple(tag.strip() for words in options.wandb_tags or () for tag in words.split(",") if tag.strip())
+    override = next((tag for tag in tags if "=" in tag), None)
+    if override is not None:
+        raise UserError(f"--wandb_tags takes every word up to the next flag, '{override}' too. Write --{override}.")
     wanted = options.wandb_project is not None or "WANDB_SWEEP_ID" in os.environ
     if not wanted and (options.wandb_name or tags):
         raise UserError("--wandb_name and --wandb_tags are of a W&B run: give --wandb_project as well.")

@@ -9,12 +9,15 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from policy.act.advice import in_guide_words
 from policy.act.translator import GuideConfig, Translation, resolved
-from policy.act.weights import Note, export_weights, set_aside_later, weights_file
+from policy.act.weights import Note, export_weights, set_aside, weights_file
 from vla_ft.data.sample import IMAGE_PREFIX
+from vla_ft.errors import UserError
 from vla_ft.training.checkpointing import disk_errors, replace_text
 from vla_ft.training.observer import Beginning, Observer
 
@@ -23,14 +26,14 @@ SETTINGS = "settings.txt"
 
 
 class GuideConsole(Observer):
-    """Prints the guide's lines and keeps the guide's files; ``quiet`` is what the trainer itself prints to."""
+    """Prints the guide's lines and keeps the guide's files; ``quiet`` is the console of the trainer itself."""
 
     def __init__(self, config: GuideConfig, translation: Translation, shown: Mapping[str, str]) -> None:
         """``shown``: ``Config``, ``Dataset`` and ``Output`` as they were typed."""
         self._config, self._run, self._shown = config, translation.run, shown
         self._steps_per_epoch, self._folder = translation.steps_per_epoch, Path(translation.run.output)
         self._base_lr, self._text = config.lr, io.StringIO()
-        self.quiet = Console(file=self._text, width=110)
+        self.quiet = _Quiet(self._text)
 
     def opened(self) -> None:
         """The first lines, before anything is built."""
@@ -41,6 +44,7 @@ class GuideConsole(Observer):
 
     def started(self, beginning: Beginning) -> None:
         """Counts, and what a resume changed."""
+        self.quiet.silent = True
         _say(f"Total parameters: {beginning.parameters:,}")
         _say(f"Trainable parameters: {beginning.trainable:,}")
         _say("\nCreating data loaders...")
@@ -52,6 +56,10 @@ class GuideConsole(Observer):
             done = beginning.step / self._steps_per_epoch
             _say("; ".join([f"Resuming: epoch {done:g} of {self._config.num_epochs} is done", *beginning.notes]))
         _say("\nStarting training...")
+
+    def worded(self, said: str) -> str:
+        """Warnings offer the guide's keys."""
+        return in_guide_words(said)
 
     def logged(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """One line, as the guide shows it. ``loss`` is ``action_loss + kl_weight * kl_loss``."""
@@ -83,6 +91,11 @@ class GuideConsole(Observer):
 
     def _keep_files(self, beginning: Beginning) -> None:
         about = beginning.description
+        if about.environment_names:
+            raise UserError(
+                f"{about.name} has an environment state ({', '.join(about.environment_names[:3])}, ...), for which the "
+                "guide's observations have no word. Train it in this project's own: `vla-ft train recipe=act`."
+            )
         facts = {
             "action_dim": about.action_dim,
             "state_dim": about.proprio_dim,
@@ -92,13 +105,29 @@ class GuideConsole(Observer):
         with disk_errors("The run's configuration", self._folder):
             replace_text(self._folder / "config.yaml", resolved(self._config, **facts))
             replace_text(self._folder / SETTINGS, self._text.getvalue())
-        set_aside_later(self._folder, beginning.step)
+        set_aside(self._folder, beginning.step, beginning.checkpoint)
         epoch, rest = divmod(beginning.step, self._steps_per_epoch)
         # A kill may have come between the state and the weights.
         own = beginning.checkpoint is not None and beginning.checkpoint.parent.parent == self._folder
-        if own and not rest and Note.read(weights_file(self._folder, epoch)) is None:
+        weights = weights_file(self._folder, epoch)
+        if own and not rest and (not weights.is_file() or Note.read(weights) is None):
             assert beginning.checkpoint is not None
             export_weights(self._folder, beginning.checkpoint, epoch, beginning.step)
+
+
+class _Quiet(Console):
+    """Keeps what the trainer prints. Sentences of its beginning, such as how far the features of a frozen encoder are,
+    reach the terminal too: that can take minutes. Its table does not, nor, once ``silent``, its own line a step."""
+
+    def __init__(self, text: io.StringIO) -> None:
+        super().__init__(file=text, width=110)
+        self.silent = False
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's."""
+        super().print(*objects, **options)
+        if not self.silent and all(isinstance(one, str) for one in objects):
+            _say(" ".join(objects))
 
 
 def _say(line: str) -> None:

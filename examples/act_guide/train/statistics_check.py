@@ -7,12 +7,13 @@ with the checkpoint; files that say something else are refused instead of ignore
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from policy.act.translator import open_split
 from vla_ft.checkpoints import STATISTICS
 from vla_ft.config import RunConfig
-from vla_ft.data.mixture import split_parts
 from vla_ft.data.statistics import cached_statistics
 from vla_ft.errors import UserError
 
@@ -25,10 +26,9 @@ def refuse_other_statistics(run: RunConfig, mean: str | None, std: str | None) -
     given = {"mean": mean, "std": std}
     if not any(given.values()):
         return
-    reader = run.data.open(run.data.path)
-    split, _ = split_parts(reader, fraction=run.data.validation_fraction, seed=run.seed)
-    Path(run.output).mkdir(parents=True, exist_ok=True)
-    action = cached_statistics(reader, split.training, Path(run.output) / STATISTICS)["action"]
+    reader, split = open_split(run)
+    with TemporaryDirectory() as folder:  # the run folder is not this process's yet; the cache of all runs is
+        action = cached_statistics(reader, split.training, Path(folder) / STATISTICS)["action"]
     scale = np.maximum(action.std, run.model.std_floor)
     room = TOLERANCE + 1 / max(1, action.count - 1)
     for name, path in given.items():

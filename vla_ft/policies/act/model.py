@@ -195,7 +195,7 @@ class Act(Model):
         metrics[config.action_loss] = error.detach()
         loss = error if penalty is None else error + config.kl_weight * penalty
         # Over all steps, padding included, every sample counts alike.
-        per_step = {} if config.loss_reduction == "all" else {config.action_loss: 1.0}
+        per_step: dict[str, float] = {} if config.loss_reduction == "all" else {config.action_loss: 1.0}
         return predicted, Loss(loss, metrics, per_step)
 
     def sample(self, batch: Batch) -> Tensor:

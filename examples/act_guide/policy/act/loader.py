@@ -49,8 +49,9 @@ def create_temporal_dataloader(
 ) -> TemporalLoader:
     """Every step of every episode of a dataset, in any format that training reads; ``hub:...`` too, once fetched.
 
-    ``allow_pickle``: the guide's ``observations.npy`` is a pickle; nothing but arrays is taken out of it. Raises
-    UserError when the dataset is not there or not valid.
+    ``allow_pickle``: True, unlike anywhere else, because the guide's snippets call this with a path alone and its
+    ``observations.npy`` is a pickle; nothing but arrays is taken out of it, and no code of it runs. Raises UserError
+    when the dataset is not there or not valid.
     """
     folder = local_dataset(dataset_path)
     options = {"allow_pickle": allow_pickle} if format_of(folder) == "npy" else {}

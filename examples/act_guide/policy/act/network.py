@@ -17,6 +17,7 @@ from vla_ft.errors import UserError, nearest
 from vla_ft.policies.act import build_model
 from vla_ft.policies.act.config import Config
 from vla_ft.policies.act.model import Act
+from vla_ft.training.optimizers import freeze_parts
 
 PAD = "is_pad"
 """Key of an observation's bool [B, K]: True for actions past the episode's end, which the losses leave out."""
@@ -60,8 +61,9 @@ class Statistics(nn.Module):
 class GuidePolicy(nn.Module):
     """ACT with its statistics inside, so that a state dict is all that a user needs.
 
-    Observations: ``image_<camera>`` uint8 [B, T, H, W, 3] (T past frames, oldest first) and ``state`` float [B, T, S];
-    actions float [B, K, A]. States and actions are in robot units, going in and coming out.
+    Observations: ``image_<camera>`` uint8 [B, T, H, W, 3] (T past frames, oldest first) and ``state`` float [B, T, S],
+    which a robot without joint readings (``state_dim: 0``) leaves out; actions float [B, K, A]. States and actions are
+    in robot units, going in and coming out. A frozen encoder has no gradient here either.
     """
 
     def __init__(self, config: GuideConfig) -> None:
@@ -69,6 +71,8 @@ class GuidePolicy(nn.Module):
         self.config = config
         settings: Config = check(Config, model_settings(config), "the ACT model")
         self.model: Act = build_model(settings, describe(config))
+        if config.encoder.freeze:
+            freeze_parts(self.model, ("backbone",))
         self.statistics = Statistics(config.action_dim, config.state_dim)
         self._ready = False
 
@@ -110,12 +114,14 @@ class GuidePolicy(nn.Module):
             if value.dtype != torch.uint8 or value.dim() != 5 or value.shape[1] != steps or value.shape[-1] != 3:
                 raise _invalid(key, value, f"uint8 (B, {steps}, H, W, 3)")
             batch[key] = value[:, 0] if steps == 1 else value
+        if steps > 1 and SEEN in obs:
+            batch["observation_pad_mask"] = obs[SEEN]
+        if not self.config.state_dim:
+            return batch
         state = _take(obs, "state")
         if state.dim() != 3 or tuple(state.shape[1:]) != (steps, self.config.state_dim):
             raise _invalid("state", state, f"float (B, {steps}, {self.config.state_dim})")
         state = self.statistics.normalize("state", state, config.std_epsilon)
-        if steps > 1 and SEEN in obs:
-            batch["observation_pad_mask"] = obs[SEEN]
         return batch | {"proprio": state[:, 0] if steps == 1 else state}
 
     def _targets(self, obs: Mapping[str, Tensor], actions: Tensor) -> dict[str, Tensor]:

@@ -15,9 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, PositiveInt
 
 from vla_ft.config import RunConfig, check, run_config_from_dict
+from vla_ft.data.damaged import find_damaged, without_damaged
+from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import format_of
 from vla_ft.data.mixture import split_parts
 from vla_ft.data.sample import IMAGE_PREFIX
+from vla_ft.data.split import EpisodeSplit
 from vla_ft.data.windows import WindowIndex
 from vla_ft.errors import UserError
 from vla_ft.training.launch import processes_for
@@ -26,6 +29,26 @@ from vla_ft.weights.datasets import local_dataset
 CLIP_NAMES = ("ViT-B-32", "ViT-B/32", "ViT-B-32-quickgelu")
 CLIP_WEIGHTS = "clip-vit-b-32"
 """Name of the published weights for ``vla-ft fetch``."""
+GUIDE_WORDS = {
+    "batch.per_device": "batch_size", "checkpoint.every": "checkpoint_frequency", "checkpoint.keep_last": "keep_states",
+    "data.allow_pickle": "allow_pickle", "data.cameras": "camera_names", "data.validation_fraction": "val_split",
+    "data.workers": "num_workers", "devices": "devices", "execution.ensemble_window": "ensemble_window",
+    "execution.temporal_ensemble": "temporal_ensemble", "logging.artifacts": "log_checkpoints",
+    "logging.every": "log_frequency", "model.action_loss": "action_loss", "model.backbone": "encoder.name",
+    "model.camera_fusion": "encoder.fuse", "model.chunk_size": "chunk_size",
+    "model.decoder_layers": "num_decoder_layers", "model.dropout": "dropout",
+    "model.encoder_layers": "num_encoder_layers", "model.feedforward_dim": "dim_feedforward", "model.heads": "nheads",
+    "model.hidden_dim": "hidden_dim", "model.image_size": "image_size", "model.kl_weight": "kl_weight",
+    "model.latent_dim": "latent_dim", "model.observation_steps": "temporal_context", "optimizer.lr": "lr",
+    "optimizer.weight_decay": "weight_decay", "schedule.name": "use_cosine_schedule",
+    "schedule.warmup_steps": "warmup_epochs", "seed": "seed", "steps": "num_epochs",
+}  # fmt: skip
+"""A run's keys that the guide has a word of its own for."""
+FLAGS = {"data.path": "dataset_dir", "device": "device", "logging.name": "wandb_name",
+         "logging.project": "wandb_project", "logging.tags": "wandb_tags", "output": "output_dir"}  # fmt: skip
+"""The same for flags of ``scripts/train_act.py``."""
+COUNTED_IN_EPOCHS = ("checkpoint.every", "schedule.name", "schedule.warmup_steps", "steps")
+"""Keys whose value is another one in the guide's word: updates there, epochs here."""
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -80,7 +103,8 @@ class GuideConfig:
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     dataset_dir: str | None = None
     val_split: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    allow_pickle: bool = True
+    allow_pickle: bool = False
+    """A configuration that does not mention pickles reads none; the shipped one does, for the guide's dataset."""
     checkpoint_frequency: PositiveInt = 10
     keep_states: PositiveInt = 5
     log_frequency: PositiveInt = 100
@@ -173,10 +197,23 @@ def _refuse(config: GuideConfig) -> None:
         "encoder.freeze=true with pretrained=null would freeze random numbers. Set encoder.freeze=false, or give "
         "encoder.pretrained or encoder.ckpt_path.": encoder.freeze and not encoder.pretrained and not encoder.ckpt_path,
     }
+    wrong |= {
+        f"vla_ft.{key} is not read, because this project has its own word: write {word}.": True
+        for key, word in {**GUIDE_WORDS, **FLAGS}.items()
+        if _has(config.vla_ft, key)
+    }
     found = [sentence for sentence, applies in wrong.items() if applies]
     if found:
         raise UserError("\n".join(found))
     _encoder_weights(config)
+
+
+def _has(values: Mapping[str, Any], key: str) -> bool:
+    """Whether a nested mapping says something about a dotted key."""
+    head, _, rest = key.partition(".")
+    if not rest or head not in values:
+        return head in values
+    return isinstance(values[head], Mapping) and _has(values[head], rest)
 
 
 def model_settings(config: GuideConfig) -> dict[str, Any]:
@@ -218,12 +255,20 @@ def translate(config: GuideConfig, flags: Flags) -> Translation:
 
 def training_samples(run: RunConfig) -> int:
     """How many windows an epoch of a run has."""
+    reader, split = open_split(run)
+    return len(WindowIndex(reader.lengths, split.training, run.data.steps_per_episode, run.seed))
+
+
+def open_split(run: RunConfig) -> tuple[EpisodeReader, EpisodeSplit]:
+    """The episodes that a run trains on and holds out, as it will find them itself: damaged ones are left out."""
     data = run.data
     reader = data.open(data.path)
+    if data.on_damage == "skip":
+        reader = without_damaged(reader, find_damaged(reader))
     split, _ = split_parts(
         reader, fraction=data.validation_fraction, seed=run.seed, drop_unlabeled=data.drops_unlabeled
     )
-    return len(WindowIndex(reader.lengths, split.training, data.steps_per_episode, run.seed))
+    return reader, split
 
 
 def _dataset(config: GuideConfig, flags: Flags) -> str:
@@ -239,7 +284,7 @@ def _dataset(config: GuideConfig, flags: Flags) -> str:
 def _run_config(config: GuideConfig, flags: Flags, dataset: str, *, steps_per_epoch: int, processes: int) -> RunConfig:
     lr = config.lr * (processes if flags.scale_lr else 1)
     values: dict[str, Any] = {
-        "recipe": "act_guide",
+        "recipe": "act",  # its published sizes aside, what `vla-ft plan recipe=act` starts from
         "policy": "act",
         "output": flags.output_dir,
         "device": flags.device,

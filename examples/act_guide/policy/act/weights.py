@@ -1,7 +1,8 @@
 """``act-train-N.pth``: weights alone, as the guide loads them, and beside each a note that says where its state is.
 
 A run of ``vla_ft`` keeps everything that a resume needs in ``checkpoints/step_...``. The note ties the weights to it by
-their hash, so that weights which were changed, or came from elsewhere, are not taken for a run's own.
+two hashes: that of the weights, so that changed or foreign ones are not taken for a run's own, and that of the state's
+manifest, because a run that went back gives the state's name to another one and keeps the old one under a new name.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from policy.act.network import statistics_state
-from vla_ft.checkpoints import STATISTICS
+from vla_ft.checkpoints import MANIFEST, STATISTICS
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.deployment.weights import TrainedWeights, build_plain, read_facts
 from vla_ft.errors import UserError
-from vla_ft.training.checkpointing import disk_errors, replace_file, replace_text
+from vla_ft.training.checkpointing import ABANDONED, disk_errors, replace_file, replace_text
 
 FOLDER = "checkpoint"
 _ASIDE = "abandoned-"
@@ -34,7 +35,10 @@ class Note:
     step: int
     state: str
     """Folder of the rest of the state, from the run folder."""
+    manifest: str
+    """SHA-256 of that state's manifest, which has the hashes of everything in it."""
     sha256: str
+    """Of the weights."""
 
     @staticmethod
     def path(weights: Path) -> Path:
@@ -70,7 +74,8 @@ def export_weights(run: Path, state: Path, epoch: int, step: int) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.save(tensors, unfinished)
         replace_file(unfinished, target)
-        note = Note(epoch, step, os.path.relpath(state, run), _hash(target))
+        place = os.path.relpath(state, run)
+        note = Note(epoch, step, place, _hash(state / MANIFEST), _hash(target))
         replace_text(Note.path(target), json.dumps(asdict(note), indent=1))
     return target
 
@@ -92,26 +97,47 @@ def find_state(weights: Path) -> Path:
             f"{weights} is not the file that its run wrote: it was changed or replaced since. Resuming would leave "
             f"these weights out. {alone}"
         )
-    state = weights.parent.parent / note.state
-    if not state.is_dir():
+    run = weights.parent.parent
+    state = _state_of(run, note)
+    if state is None:
         raise UserError(
             f"Of epoch {note.epoch} only the weights are left: a run keeps the whole state of its last few checkpoints "
-            f"(keep_states), and {state} is gone. {alone}"
+            f"(keep_states), and that of these weights, once {run / note.state}, is gone. {alone}"
         )
     return state
 
 
-def set_aside_later(run: Path, step: int) -> list[Path]:
-    """Rename weights of steps after ``step``: the run goes on from there, and will write others of the same name."""
+def set_aside(run: Path, step: int, state: Path | None) -> list[Path]:
+    """Rename weights that a run which goes on at ``step`` will write again, and those of ``step`` of another ``state``.
+
+    The state of weights that are set aside may have been renamed too: their note then names it as it is called now.
+    """
     moved = []
     for path in sorted((run / FOLDER).glob("act-train-*.pth")):
         note = Note.read(path)
-        if note is not None and note.step > step:
-            aside = _free_name(path)
-            os.replace(path, aside)
-            os.replace(Note.path(path), Note.path(aside))
-            moved.append(aside)
+        if note is None or not (note.step > step or (note.step == step and not _is_of(note, state))):
+            continue
+        now, aside = _state_of(run, note), _free_name(path)
+        known = note if now is None else replace(note, state=os.path.relpath(now, run))
+        replace_text(
+            Note.path(aside), json.dumps(asdict(known), indent=1)
+        )  # first: weights without a note could not be continued
+        os.replace(path, aside)
+        Note.path(path).unlink()
+        moved.append(aside)
     return moved
+
+
+def _state_of(run: Path, note: Note) -> Path | None:
+    """The folder with the manifest that a note knows: under its own name, or under one that a rewind gave it."""
+    named = run / note.state
+    step = named.name.removeprefix(ABANDONED).partition(".")[0]
+    places = [named, named.with_name(step), *sorted(named.parent.glob(f"{ABANDONED}{step}*"))]
+    return next((place for place in places if _is_of(note, place)), None)
+
+
+def _is_of(note: Note, state: Path | None) -> bool:
+    return state is not None and (state / MANIFEST).is_file() and _hash(state / MANIFEST) == note.manifest
 
 
 def _free_name(path: Path) -> Path:
