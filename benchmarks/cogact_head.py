@@ -1,10 +1,12 @@
 """CogACT's DiT-B on the CPU: seconds of a training step and of DDIM-10, as multiples of their matrix products' time.
 
-    OMP_NUM_THREADS=2 python benchmarks/cogact_head.py benchmarks/results/cogact_head.json
+    OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=2 python benchmarks/cogact_head.py benchmarks/results/cogact_head.json
 
-The machine's rate is measured beside every repetition, by products of 2048 x 2048 float32 matrices; of several
-repetitions the median counts. Floating-point operations are counted by torch. The gain of cached cognition features is
-counted as well, on the meta device: the published model at full size does not run here.
+The machine's rate is measured before and after every repetition, by products of 2048 x 2048 float32 matrices; of
+several repetitions the median counts. Both are taken by the clock and in seconds of processor time over all threads: on
+a machine that does other work as well, the second says more. Floating-point operations are counted by torch; one
+more step under its profiler says which share of the step its own matrix products take. The gain of cached cognition
+features is counted on the meta device: the published model at full size does not run here.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from vla_ft.policies.cogact.config import SMALL_LLAMA, SMALL_TOWERS, Config
@@ -27,6 +30,7 @@ from vla_ft.policies.cogact.model import COGNITION, CogAct
 
 BATCH, REPEATS, HORIZON, ACTIONS, CONDITION = 8, 8, 16, 7, 4096
 PROMPT_TOKENS = 24
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 
 
 class HeadAlone(Config):
@@ -40,18 +44,22 @@ class HeadAlone(Config):
         return type(SMALL_LLAMA)(width=CONDITION, depth=0, heads=32, feedforward=8, vocabulary=8)
 
 
-def rate(repetitions: int = 3) -> float:
-    """Floating-point operations a second of square float32 products, the best of a few."""
+Times = tuple[float, float]
+"""Seconds by the clock, and of processor time."""
+
+
+def product(repetitions: int = 5) -> Times:
+    """A square float32 product, the mean of a few."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    best = min(seconds(lambda: a @ b) for _ in range(repetitions))
-    return 2 * 2048**3 / best
+    clock, processor = seconds(lambda: [a @ b for _ in range(repetitions)])
+    return clock / repetitions, processor / repetitions
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Of one call, by the clock."""
-    start = time.perf_counter()
+def seconds(action: Callable[[], object]) -> Times:
+    """Of one call."""
+    start = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - start
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def operations(action: Callable[[], object]) -> int:
@@ -62,18 +70,28 @@ def operations(action: Callable[[], object]) -> int:
 
 
 def measure(action: Callable[[], object], repetitions: int) -> dict[str, Any]:
-    """Median seconds, and the median of each repetition's multiple of its matrix products' time at the rate then."""
+    """Medians of the seconds, and of each repetition's multiple of its matrix products' time at the rate then."""
     flops = operations(action)
+    products = flops / (2 * 2048**3)
     action()
     rows = []
     for _ in range(repetitions):
-        before = rate()
-        taken = seconds(action)
-        after = rate()
-        speed = (before + after) / 2
-        rows.append({"seconds": taken, "matmul_seconds": flops / speed, "multiple": taken * speed / flops})
+        before, taken, after = product(), seconds(action), product()
+        row = {}
+        for kind, one, first, last in zip(("clock", "processor"), taken, before, after, strict=True):
+            alone = products * (first + last) / 2
+            row |= {f"{kind}_seconds": one, f"{kind}_matmul_seconds": alone, f"{kind}_multiple": one / alone}
+        rows.append(row)
     middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     return {"floating_point_operations": flops, **middle, "repetitions": rows}
+
+
+def share_of_products(action: Callable[[], object]) -> float:
+    """Of the processor time of one call, what its own matrix products take, whatever rate they reach."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        action()
+    rows = {row.key: row.self_cpu_time_total for row in seen.key_averages()}
+    return sum(rows.get(name, 0.0) for name in PRODUCTS) / sum(rows.values())
 
 
 def head_actions() -> dict[str, Callable[[], object]]:
@@ -132,7 +150,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     before = os.getloadavg()
-    found: dict[str, Any] = {name: measure(action, options.repetitions) for name, action in head_actions().items()}
+    actions = head_actions()
+    found: dict[str, Any] = {name: measure(action, options.repetitions) for name, action in actions.items()}
+    for name, action in actions.items():
+        found[name]["share_of_its_own_products"] = share_of_products(action)
     found |= {
         "cached_features_counted": counted_gain(),
         "setting": {"batch": BATCH, "repeats": REPEATS, "chunk": [HORIZON, ACTIONS], "head": "DiT-B", "guidance": 1.5},
@@ -142,7 +163,12 @@ def main() -> None:
     }  # fmt: skip
     options.result.write_text(json.dumps(found, indent=1))
     for name in ("training_step", "ddim_10"):
-        print(f"{name}: {found[name]['seconds']:.2f} s, {found[name]['multiple']:.2f} x its matrix products")
+        one = found[name]
+        print(
+            f"{name}: {one['clock_seconds']:.2f} s, {one['clock_multiple']:.2f} x its matrix products; "
+            f"processor {one['processor_seconds']:.2f} s, {one['processor_multiple']:.2f} x; "
+            f"{one['share_of_its_own_products']:.1%} in its own products"
+        )
     print(f"whole step over head: {found['cached_features_counted']['whole_step_over_head']:.0f} x the operations")
 
 
