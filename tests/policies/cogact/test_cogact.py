@@ -18,7 +18,7 @@ from vla_ft.policies.cogact.model import COGNITION, CogAct
 from vla_ft.policies.frozen_parts import cacheable, compute_rows, leave_out, replaced_inputs, with_features
 from vla_ft.training.adapters import add_adapters
 from vla_ft.training.blocks import recompute_activations
-from vla_ft.training.compatibility import Setup
+from vla_ft.training.compatibility import Setup, refusals
 from vla_ft.training.optimizers import freeze_parts
 
 VLM = ("vision", "projector", "llm")
@@ -162,6 +162,24 @@ def test_half_precision_stays_close() -> None:
         assert fixed(one, data).item() == pytest.approx(expected.item(), rel=0.05)
     half = model(condition_dropout=0.0).to(torch.bfloat16)
     assert fixed(half, data).item() == pytest.approx(expected.item(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "cards"),
+    [
+        ("cogact-base", 8), ("custom-finetune", 4), ("cogact-base-4x22gb", 4), ("cogact-base-lora-24gb", 1),
+        ("cogact-head-cached", 1),
+    ],
+)  # fmt: skip
+def test_every_recipe_is_possible(recipe: str, cards: int) -> None:
+    config = load_run_config([f"recipe={recipe}", "data.path=mock"])
+    assert refusals(Setup.of(config, cards, cards)) == []
+    with torch.device("meta"):
+        one = CogAct(config.model, 7)
+    freeze_parts(one, config.freeze)
+    assert set(config.freeze) | set(config.lora) <= set(one.parameter_groups())
+    if config.frozen_features is not None:
+        assert cacheable(one, config.frozen_features.parts)
 
 
 def test_the_documents_memory_and_ours() -> None:

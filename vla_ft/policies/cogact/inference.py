@@ -29,7 +29,7 @@ from vla_ft.weights.places import resolve
 
 GRIPPER = 6
 """The dimension that the published code opens or closes where a file has no mask."""
-_PREFIX = "llm_backbone.llm.model.embed_tokens.weight"
+_WORDS = "llm_backbone.llm.model.embed_tokens.weight"
 Picture = Image.Image
 
 
@@ -205,7 +205,7 @@ def _half_on_a_card(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _size(state: Any) -> Literal["7b", "mock"]:
-    shape = state.shape(_PREFIX) if _PREFIX in state else None
+    shape = state.shape(_WORDS) if _WORDS in state else None
     return "mock" if shape == (SMALL_LLAMA.vocabulary, SMALL_LLAMA.width) else "7b"
 
 
