@@ -37,7 +37,13 @@ COVERAGE: tuple[tuple[str, str], ...] = (
     ("pizero/data", "test_pizero_data.py"),
     ("pizero/parts", "normalising: test_pizero_data.py; the rest comes with the pi0 policy"),
     ("pizero/*", "the pi0 policy is not built yet"),
-    ("rdt/*", "the RDT policy is not built yet"),
+    ("rdt/episode*", "test_rdt_data.py"),
+    ("rdt/dataset_stat*", "test_rdt_data.py"),
+    ("rdt/consumer_batch", "test_rdt_data.py"),
+    ("rdt/unified_vector", "test_rdt_data.py"),
+    ("rdt/state_vec_map", "test_rdt_data.py"),
+    ("rdt/hub_config_example", "test_rdt_weights.py"),
+    ("rdt/*", "test_rdt_model.py"),
 )
 """Pattern of a case -> the test module beside this file that covers it, or in words why none does. First match wins."""
 

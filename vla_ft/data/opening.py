@@ -71,6 +71,8 @@ class MixEntry:
     """Where it lies, absolute or below ``data.path``; null takes its name in the mix."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Multiplies its number of steps: one of weight 2 is seen twice where one of weight 1 is seen once."""
+    fps: Annotated[float, Field(gt=0)] | None = None
+    """Its steps per second (RDT calls it the control frequency); null takes ``data.fps``, or what the files say."""
     standardize: str | None = None
     """How raw RLDS columns are read: a published dataset's name, ``none`` (columns as the reader gives them), or null
     for the published form of a dataset that has one, by its name in the mix."""
@@ -120,6 +122,7 @@ def open_part(
     options: Mapping[str, Any],
 ) -> EpisodeReader:
     """One dataset of a mix at ``path``, in standard form where it has one. Raises UserError."""
+    options = {**options, "fps": entry.fps} if entry.fps is not None else options
     wanted = entry.standardize or (name if name in STANDARDIZATIONS else "none")
     if wanted == "none":
         reader = open_dataset(path, format=entry.format, cameras=cameras, **options)

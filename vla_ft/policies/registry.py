@@ -13,7 +13,10 @@ from vla_ft.errors import unknown
 from vla_ft.policies.base import Model, Processor
 from vla_ft.policies.ledger import Ledger, Place
 
-POLICIES = {"act": "vla_ft.policies.act"}
+POLICIES = {
+    "act": "vla_ft.policies.act",
+    "rdt": "vla_ft.policies.rdt",
+}
 
 
 class PolicyPackage(Protocol):

@@ -82,6 +82,12 @@ class TensorFiles(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def joined(self, other: TensorFiles, prefix: str) -> TensorFiles:
+        """Both sets, the other's names behind ``prefix``."""
+        behind = {prefix + name: entry for name, entry in other._entries.items()}
+        source = f"{self.source} and {other.source}" if self._entries else other.source
+        return TensorFiles(source, {**self._entries, **behind})
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape; nothing of it is read."""
         return tuple(self._entries[name].shape)

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from vla_ft.data.formats.aloha_instructions import read_variants
 from vla_ft.data.formats.aloha_layout import (
     COLUMNS,
     IMAGES,
@@ -82,7 +83,10 @@ class AlohaHdf5Reader(EpisodeReader):
         self._first = headers[0].path
         self.lengths = np.array([found[e].length if e in found else 0 for e in range(len(self.paths))], dtype=np.int64)
         self.action_offset = 0 if _is_sim(headers, sim) else -1
-        self._instructions = {e: h.instruction or instruction for e, h in found.items()}
+        self._variants = {folder: read_variants(folder) for folder in sorted({path.parent for path in self.paths})}
+        self._instructions = {
+            e: h.instruction or (self._variants[h.path.parent] or ((instruction,),))[0][0] for e, h in found.items()
+        }
         self._files = OpenFiles(open_files)
         self._fingerprint: str | None = None
         self._encoded = {camera for camera in chosen if headers[0].cameras[camera] is None}
@@ -112,6 +116,11 @@ class AlohaHdf5Reader(EpisodeReader):
         """See ``EpisodeReader.instruction``."""
         return self._instructions.get(episode, "")
 
+    def instruction_variants(self, episode: int) -> tuple[tuple[str, ...], ...]:
+        """See ``EpisodeReader.instruction_variants``; an instruction in the episode's own file has one wording."""
+        variants, own = self._variants[self.paths[episode].parent], self.instruction(episode)
+        return variants if variants is not None and variants[0][0] == own else ((own,),)
+
     def times(self, episode: int) -> np.ndarray | None:
         """See ``EpisodeReader.times``: a dataset of one number a step under a name that recorders use."""
         if episode in self.damage:
@@ -124,8 +133,8 @@ class AlohaHdf5Reader(EpisodeReader):
         return None
 
     def name_of(self, episode: int) -> str:
-        """The episode's file name."""
-        return self.paths[episode].name
+        """The episode's file name, behind its folder where the set has several."""
+        return _name(self.path, self.paths[episode])
 
     def fingerprint(self) -> str:
         """Hash of names, lengths, ``sim`` and all action and qpos values in float32; computed once.
@@ -135,7 +144,7 @@ class AlohaHdf5Reader(EpisodeReader):
         if self._fingerprint is None:
             digest = hashlib.sha256(f"aloha_hdf5 {self.action_offset}".encode())
             for episode, (path, length) in enumerate(zip(self.paths, self.lengths, strict=True)):
-                digest.update(f"{path.name} {length}".encode())
+                digest.update(f"{_name(self.path, path)} {length}".encode())
                 if episode in self.damage:
                     continue
                 with open_hdf5(path) as file:
@@ -146,7 +155,7 @@ class AlohaHdf5Reader(EpisodeReader):
 
     def sources(self) -> dict[str, Path]:
         """See ``EpisodeReader.sources``: one file an episode, by its file name."""
-        return {path.name: path for path in self.paths}
+        return {_name(self.path, path): path for path in self.paths}
 
     def reading(self) -> dict[str, str]:
         """See ``EpisodeReader.reading``."""
@@ -273,6 +282,10 @@ def _is_sim(headers: Sequence[EpisodeHeader], told: bool | None) -> bool:
     if seen is not None and told is not None and seen != told:
         raise UserError(f"data.sim is {told}, but {headers[0].path} says sim={seen}. Leave data.sim out.")
     return bool(told if seen is None else seen)
+
+
+def _name(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path != root else path.name
 
 
 def _numbers(

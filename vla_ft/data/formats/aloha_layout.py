@@ -41,7 +41,10 @@ class EpisodeHeader:
 
 
 def list_episodes(path: Path) -> list[Path]:
-    """The episode files of a folder in the order of their numbers, or the one file given. Raises UserError."""
+    """The episode files of a folder in the order of their numbers, or the one file given. Raises UserError.
+
+    A folder without files of its own stands for the folders in it, one a task, in the order of their names.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -51,7 +54,7 @@ def list_episodes(path: Path) -> list[Path]:
             f"{path} is not finished: what wrote it was interrupted. Give that command again, and it goes on; or "
             f"remove {path / UNFINISHED} to use the episodes that are there."
         )
-    files = sorted(path.glob("episode_*.hdf5"))
+    files = sorted(path.glob("episode_*.hdf5")) or sorted(path.rglob("episode_*.hdf5"))
     strange = [p.name for p in files if not EPISODE_FILE.fullmatch(p.name)]
     if strange:
         raise UserError(
@@ -64,7 +67,7 @@ def list_episodes(path: Path) -> list[Path]:
             f"No episodes in {path}: expected episode_<number>.hdf5 files, found {', '.join(found) or 'nothing'}. "
             "Point data.path to the folder that holds them."
         )
-    return sorted(files, key=lambda p: (_number(p), p.name))
+    return sorted(files, key=lambda p: (p.parent, _number(p), p.name))
 
 
 def inspect_episode(path: Path) -> EpisodeHeader:

@@ -38,7 +38,11 @@ WRITERS: dict[str, tuple[type[DatasetWriter], dict[str, Any]]] = {
 """Format name -> writer and the options that make it that format (see ``DatasetWriter``)."""
 
 SIGNS: dict[str, Callable[[Path], bool]] = {
-    "aloha_hdf5": lambda p: p.suffix == ".hdf5" if p.is_file() else any(p.glob("episode_*.hdf5")),
+    "aloha_hdf5": lambda p: (
+        p.suffix == ".hdf5"
+        if p.is_file()
+        else any(path for pattern in ("episode_*.hdf5", "*/episode_*.hdf5") for path in p.glob(pattern))
+    ),
     "npy": lambda p: p.is_dir() and (p / "rollout_length.npy").is_file(),
     "lerobot": lambda p: p.is_dir() and (p / "meta" / "info.json").is_file(),
     "rlds": is_tfds,
