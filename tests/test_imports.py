@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "reporting": set(),
     "simulation": {"data"},
     "inspection": {"config", "data", "policies"},
+    "language": {"config", "data", "policies", "weights"},
 }
 
 

@@ -25,6 +25,8 @@ USAGE = """vla-ft COMMAND [key=value ...]
                                           card=rtx3090 or 22GiB, output=DIR for plan.json and plan.png
   smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
+  embed-language data.path=DIR            a dataset's instructions through T5, once (RDT); text='...' for one, files=DIR
+                                          imports published files
   export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
             dataset OWNER/NAME@REV [to=DIR]    a LeRobot dataset, which data.path=hub:OWNER/NAME@REV then finds
@@ -33,6 +35,7 @@ USAGE = """vla-ft COMMAND [key=value ...]
             check PATH [on_damage=skip] ...    all that is wrong with it, by episode, step and field
             convert from=PATH to=DIR format=NAME ...   from any format to another, exact where both can
             mock output=DIR format=NAME ...    write a small mock dataset
+            statistics PATH name=NAME ...      RDT's dataset_stat.json
   recipe    from-data PATH policy=act ...      a complete recipe for a dataset, and what could not be known
   recipes                                 list recipes; `recipes NAME` prints one
   selftest                                prove this environment: versions, CUDA, architectures, backends, policies
@@ -379,11 +382,31 @@ def _selftest(arguments: Sequence[str]) -> int:
     return selftest(list(arguments))
 
 
+def _embed_language(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.language.embed_command import EmbedConfig, embed
+
+    config = from_arguments(EmbedConfig, _without_dashes(arguments), "vla-ft embed-language")
+    embed(config, lambda line: print(line, flush=True))
+    return 0
+
+
+def _data_statistics(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.inspection.rdt_statistics import StatisticsConfig, write_statistics
+    from vla_ft.inspection.words import path_first
+
+    command = "vla-ft data statistics"
+    print(write_statistics(from_arguments(StatisticsConfig, path_first(arguments, command), command)))
+    return 0
+
+
 DATA_VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": _data_inspect,
     "check": _data_check,
     "convert": _data_convert,
     "mock": _data_mock,
+    "statistics": _data_statistics,
 }
 RECIPE_VERBS: dict[str, Callable[[Sequence[str]], int]] = {"from-data": _recipe_from_data}
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -391,6 +414,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "smoke": _smoke,
     "evaluate": _evaluate,
+    "embed-language": _embed_language,
     "export": _export,
     "fetch": _fetch,
     "record": _record,

@@ -60,7 +60,8 @@ class DataConfig(ReadConfig):
     """A folder of demonstrations; ``hub:owner/name[@revision]``, which ``vla-ft fetch dataset`` brought; or ``mock``: a
     small real dataset is then written into the run folder and read. With ``mix``, the folder of its datasets."""
     mix: NamedOr[str, dict[str, MixEntry]] | None = None
-    """Several datasets instead of one: a published mix by name, or one's own (see ``MixEntry``)."""
+    """Several datasets instead of one: a published mix by name, one's own (see ``MixEntry``), or a folder of RDT's
+    registration files (``finetune_datasets.json`` and so on)."""
     format: str = "auto"
     augmentation: NamedOr[RecipeName, AugmentationConfig] = "none"
     """Of training images: a published recipe (``cogact``, ``pizero``) or one's own ranges."""

@@ -129,6 +129,13 @@ def read_tensors(path: str | Path, inside: str | None = None) -> dict[str, Tenso
     return {name: tensor.clone() for name, tensor in open_tensors(path, inside).items()}
 
 
+def read_torch_object(path: Path) -> Any:
+    """What a torch file of plain values (tensors, text, containers) holds. Raises UserError; no code is run."""
+    if not path.is_file():
+        raise UserError(f"No file at {path}. Check the path.")
+    return _unpickle(path, shapes_only=False)
+
+
 def _open_folder(folder: Path, inside: str | None) -> TensorFiles:
     index = next((folder / name for name in INDEX_FILES if (folder / name).is_file()), None)
     if index is None:

@@ -107,7 +107,7 @@ class EmbeddingStore:
         shown = "; ".join(f"'{text}'" for text in texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
         return UserError(
             f"No embedding by {self.encoder} (revision {self.revision}) of the instruction {shown} in "
-            f"{self.folder.parent}. Compute it once with `{_COMMAND} data=... encoder={self.encoder}`, or try the "
+            f"{self.folder.parent}. Compute it once with `{_COMMAND} data.path=... encoder={self.encoder}`, or try the "
             "pipeline with model.language.encoder=random."
         )
 
@@ -199,7 +199,7 @@ def only_revision(root: Path, encoder: str) -> str:
         return found[0]
     if not found:
         raise UserError(
-            f"No embeddings by {encoder} in {root}. Compute them once with `{_COMMAND} data=... encoder={encoder}`, or "
+            f"No embeddings by {encoder} in {root}. Compute them with `{_COMMAND} data.path=... encoder={encoder}`, or "
             "try the pipeline with model.language.encoder=random."
         )
     raise UserError(
