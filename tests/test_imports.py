@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "config": {"data", "policies"},
     "training": {"config", "data", "policies", "nn", "environment", "weights"},
     "planning": {"config", "data", "policies", "training", "environment"},
-    "deployment": {"config", "data", "policies"},
+    "deployment": {"config", "data", "policies", "weights"},
     "reporting": set(),
     "simulation": {"data"},
     "inspection": {"config", "data", "policies"},

@@ -27,7 +27,8 @@ USAGE = """vla-ft COMMAND [key=value ...]
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, in robot units
   embed-language data.path=DIR            a dataset's instructions through T5, once (RDT); text='...' for one, files=DIR
                                           imports published files
-  export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged
+  export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged;
+                                          format=published output=DIR: the folder that RDT's own code loads
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
             dataset OWNER/NAME@REV [to=DIR]    a LeRobot dataset, which data.path=hub:OWNER/NAME@REV then finds
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
@@ -205,7 +206,11 @@ def _evaluate(arguments: Sequence[str]) -> int:
 def _export(arguments: Sequence[str]) -> int:
     from vla_ft.config import from_arguments
     from vla_ft.deployment.export import ExportConfig, export
+    from vla_ft.deployment.published_folder import PublishConfig, export_published
 
+    if "format=published" in arguments:
+        print(export_published(from_arguments(PublishConfig, arguments, "vla-ft export")))
+        return 0
     print(export(from_arguments(ExportConfig, arguments, "vla-ft export")))
     return 0
 

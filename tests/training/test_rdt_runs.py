@@ -67,6 +67,20 @@ def test_checkpoint_is_evaluated_in_robot_units(whole: tuple[Path, dict[str, np.
     assert "repeat last action" in evaluate(EvaluationConfig(checkpoint=str(whole[0]), data=str(data), samples=4))
 
 
+def test_the_average_goes_out_in_the_published_form(
+    whole: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "published"
+    assert main(["export", "format=published", f"checkpoint={whole[0]}", f"output={output}"]) == 0
+    assert "the average weights of step 4" in capsys.readouterr().out
+    for name, value in load_file(output / "model.safetensors").items():
+        np.testing.assert_array_equal(value, whole[1][f"ema {name}"])
+    words = [f"init.path={output}", "steps=1"]
+    run(tmp_path / "again", *words)
+    assert main(["train", *TINY, f"output={tmp_path / 'wrong'}", *words, "model.heads=4"]) == 2
+    assert "rdt.num_heads 2 (here 4)" in capsys.readouterr().err
+
+
 def test_an_instruction_without_embedding_stops_before_the_first_step(tmp_path: Path) -> None:
     words = ["model.language.encoder=t5-v1_1-xxl", f"model.language.embeddings={tmp_path / 'none'}"]
     with pytest.raises(UserError, match="No embeddings by t5-v1_1-xxl"):

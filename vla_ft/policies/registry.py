@@ -23,7 +23,8 @@ class PolicyPackage(Protocol):
     """What a policy's package exports.
 
     It may export ``suggest(description, statistics) -> dict`` as well: model settings for a dataset, which
-    ``vla-ft recipe from-data`` writes into a recipe.
+    ``vla-ft recipe from-data`` writes into a recipe; and ``write_published(tensors, config, folder)``: weights in the
+    form of its published code, which ``vla-ft export format=published`` asks for.
     """
 
     Config: type

@@ -113,6 +113,7 @@ def test_conditions_are_dropped_as_often_as_asked(tmp_path: Path) -> None:
 def test_a_norm_of_the_other_kind_gives_other_numbers(tmp_path: Path) -> None:
     batch, _ = mock_batch(tmp_path, tiny(), PLACES)
     published, other = tiny_model().eval(), tiny_model(norm="rms").eval()
+    torch.manual_seed(1)
     for parameter in published.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     other.load_state_dict(published.state_dict())
@@ -120,7 +121,7 @@ def test_a_norm_of_the_other_kind_gives_other_numbers(tmp_path: Path) -> None:
     for model in (published, other):
         torch.manual_seed(0)
         losses.append(model(batch).loss.item())
-    assert abs(losses[0] - losses[1]) > 1e-3
+    assert abs(losses[0] - losses[1]) > 1e-4 * losses[0]
 
 
 def test_one_grey_picture_takes_every_missing_place(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from vla_ft.policies.rdt.checkpoint import load_weights
 from vla_ft.policies.rdt.config import Config
 from vla_ft.policies.rdt.model import Rdt
 from vla_ft.policies.rdt.processing import RdtProcessor, check_cameras, vector_maps
+from vla_ft.policies.rdt.publish import write_published
 
-__all__ = ["Config", "build_model", "build_processor", "load_weights", "suggest"]
+__all__ = ["Config", "build_model", "build_processor", "load_weights", "suggest", "write_published"]
 
 
 def build_model(config: Config, description: DatasetDescription) -> Rdt:

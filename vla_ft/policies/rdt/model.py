@@ -111,6 +111,14 @@ class Rdt(Model):
         shown = with_background(tokens.flatten(1, 2), valid.flatten(1), background)
         return shown.flatten(1, 2)
 
+    def picture_tokens(self, pictures: Sequence[Tensor | None]) -> Tensor:
+        """[1, n * N, W] of ``pictures``, each uint8 [1, H, W, 3] of any size or None, which is grey."""
+        anchor = next(self.parameters())
+        shown = [picture for picture in pictures if picture is not None]
+        groups, background = self.vision(shown or [torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=anchor.device)])
+        found = iter(groups)
+        return torch.cat([background if picture is None else next(found)[0] for picture in pictures])[None]
+
     def _seen(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Tokens [B, T, N, W] of each camera, computed or as they were cached, and of the grey picture [N, W]."""
         keys = self._image_keys()

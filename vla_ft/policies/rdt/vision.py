@@ -15,13 +15,26 @@ BACKGROUND = 127
 """Grey of borders and of pictures that are missing: ``int(0.5 * 255)``, as published."""
 
 
+class _Siglip(SiglipVisionModel):
+    """SigLIP with plain starting values: transformers' own look at numbers, which a forecast does not have."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
 class ImageTower(nn.Module):
     """SigLIP's image tower without its pooling head: the tokens after the last norm."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.size = config.image_size
-        self.tower = SiglipVisionModel(
+        self.tower = _Siglip(
             SiglipVisionConfig(
                 hidden_size=config.hidden_size,
                 intermediate_size=config.feedforward_dim,
