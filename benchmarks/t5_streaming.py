@@ -1,12 +1,9 @@
 """Memory of a random T5 encoder whose blocks are streamed from disk, beside the same one held whole.
 
-Each way runs in a process of its own: growth of resident memory (mapped pages of the file included, which the system takes
-back at will), of memory of its own, and the most that weights take on the device at one time.
+Each way runs in a process of its own: growth of resident memory (mapped pages of the file included, which the system
+takes back at will), of memory of its own, and the most that weights take on the device at one time.
 
     python benchmarks/t5_streaming.py [output=benchmarks/results/t5_streaming.json]
-
-Each way runs in a process of its own; what is told is the growth of its resident memory, mapped file pages included, and the
-peak of the weights on the device by our own account.
 """
 
 from __future__ import annotations
