@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +120,19 @@ def test_statistics_command_writes_the_published_file(
         np.testing.assert_allclose(found["agilex"][key], published[key], rtol=1e-5, atol=1e-7)
     main(["data", "statistics", str(episodes), "data.cameras=[]", "name=agilex", f"output={output}", "shortest=135"])
     assert "left out: stat_extra/episode_2.hdf5 has 130 steps" in capsys.readouterr().out
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("engine=zero2", "precision=bf16", "devices=2"),
+        ("optimizer.name=adamw8bit", "precision=bf16_stochastic", "ema=null"),
+    ],
+)
+def test_the_ways_of_the_large_recipes_train(tmp_path: Path, words: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "vla_ft", "train", *TINY, f"output={tmp_path}", "frozen_dtype=bf16", *words]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([*command, "activation_checkpointing=true"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path)[-1]["training_sample/overall_avg_sample_mse"] > 0
