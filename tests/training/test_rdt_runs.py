@@ -136,3 +136,13 @@ def test_the_ways_of_the_large_recipes_train(tmp_path: Path, words: tuple[str, .
     done = subprocess.run([*command, "activation_checkpointing=true"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path)[-1]["training_sample/overall_avg_sample_mse"] > 0
+
+
+def test_a_recipe_is_drafted_before_anything_is_embedded(
+    whole: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    data, output = next(whole[0].glob("mock_*")), tmp_path / "mine.yaml"
+    assert main(["recipe", "from-data", str(data), "policy=rdt", f"output={output}"]) == 0
+    config = load_run_config([f"recipe={output}"])
+    assert config.model.vector == "aloha"
+    assert config.model.cameras.in_order == ("top", "wrist", None)
