@@ -19,6 +19,11 @@ class WindowSpec:
 
     observation_steps: int = 1
     action_horizon: int = 1
+    action_offset: int | None = None
+    """Where the chunk begins relative to the observation; None: the dataset's (``EpisodeReader.action_offset``)."""
+    surroundings: bool = False
+    """Whether observations carry what is known beside the window: ``episode_proprio`` float32 [N, P], all recorded
+    steps, and ``control_frequency``, float32 Hz of this very dataset (0 where it is not known)."""
 
     def __post_init__(self) -> None:
         if self.observation_steps < 1 or self.action_horizon < 1:
@@ -83,13 +88,16 @@ def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowS
         raise IndexError(f"step {step} of {reader.name_of(episode)}, which has {reader.lengths[episode]}")
     length = int(reader.lengths[episode])
     observed = np.arange(step - window.observation_steps + 1, step + 1)
-    start = max(0, step + reader.action_offset)
+    start = max(0, step + (reader.action_offset if window.action_offset is None else window.action_offset))
     acted = np.arange(start, start + window.action_horizon)
 
     seen = np.maximum(observed, 0)
     observation = reader.read(episode, seen, keys)
     observation["timestep"] = seen.astype(np.int32)
     observation["pad_mask"] = observed >= 0
+    if window.surroundings:
+        observation["episode_proprio"] = reader.all_proprio(episode)
+        observation["control_frequency"] = np.asarray(reader.description.fps, dtype=np.float32)
     return Sample(
         observation=observation,
         action=reader.read(episode, np.minimum(acted, length - 1), ("action",))["action"],

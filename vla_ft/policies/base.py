@@ -100,6 +100,10 @@ class Model(nn.Module, ABC):
     def sample(self, batch: Batch) -> Tensor:
         """Normalised action chunk float [B, horizon, A]. Never reads targets that the batch may carry."""
 
+    def sample_metrics(self, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Published measures of what ``sample`` gave for a batch with targets, scalars; validation logs their mean."""
+        return {}
+
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Named parts (``backbone``, ``vlm``, ``action``...), disjoint and complete: freezing, learning rates and the
@@ -123,8 +127,16 @@ class Processor(ABC):
     keys: tuple[str, ...]
     """Observation keys it needs (``proprio``, ``image_<camera>``...), in its own order."""
     statistics: DatasetStatistics
+    example_instruction: str | None = None
+    """An instruction that ``collate`` takes where a batch is only imagined (the planner's); None: any."""
+    reads_instructions: bool = False
+    """Whether ``require`` wants to see every instruction before the first step."""
     random_keys: tuple[str, ...] = ()
     """Batch keys whose values ``collate`` draws at random (augmented images): nothing computed from them is cached."""
+
+    def require(self, instructions: Collection[str]) -> None:
+        """Raises UserError when an instruction of the data cannot be used; training asks before its first step."""
+        return None
 
     def without(self, keys: Collection[str]) -> Processor:
         """A copy that neither reads nor collates these batch keys: a cache holds what the model makes of them."""

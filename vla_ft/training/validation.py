@@ -16,14 +16,15 @@ from vla_ft.training.engines import Engine
 
 
 @torch.no_grad()
-def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, float]:
-    """Means over all held-out windows of all processes, with the averaged weights when there are any. Collective.
+def validate(run: Run, batches: Iterable[Batch], engine: Engine, prefix: str = "validation") -> dict[str, float]:
+    """Means over all windows of all processes, with the averaged weights when there are any. Collective.
 
-    ``validation/action_l1`` is the mean absolute error of ``sample`` in normalised units, ``validation/action_mae`` in
-    robot units; steps past an episode's end do not count. ``validation/action_within_X`` is the share of steps whose
-    every dimension is nearer than the threshold X, normalised. Random numbers drawn here come from a fork with the
-    run's seed: the run itself goes on as if validation had not happened. Raises UserError for a sample that cannot be
-    read.
+    ``prefix`` comes before the names of the numbers: ``validation/action_l1`` is the mean absolute error of ``sample``
+    in normalised units, ``validation/action_mae`` in robot units; steps past an episode's end do not count.
+    ``validation/action_within_X`` is the share of steps whose every dimension is nearer than the threshold X,
+    normalised. The policy's own measures (``Model.sample_metrics``) are means over batches, a shorter one weighing
+    less. Random numbers drawn here come from a fork with the run's seed: the run itself goes on as if validation had
+    not happened. Raises UserError for a sample that cannot be read.
     """
     model, ema = engine.model, run.state.ema
     devices = [engine.device] if engine.device.type == "cuda" else []
@@ -42,7 +43,7 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
         model.train(was_training)
         engine.settle()
     engine.agree(mistakes[0] if mistakes else None)
-    return _means(totals, engine)
+    return _means(totals, engine, prefix)
 
 
 def _until_mistake(batches: Iterable[Batch], mistakes: list[str]) -> Iterator[Batch]:
@@ -89,16 +90,18 @@ def _sums(engine: Engine, processor: Processor, batch: Batch, thresholds: Sequen
     sums["action_l1"] = float(error.mean(-1).sum())
     sums |= {f"action_within_{limit:g}": float(rows_within(error, limit).sum()) for limit in thresholds}
     sums["action_mae"] = float(robot_error.mean(-1)[real.cpu().numpy()].sum())
+    for name, value in engine.model.sample_metrics(predicted, batch).items():
+        sums[name] = float(value) * size
     return sums | {"samples": float(size), "steps": float(real.sum())}
 
 
-def _means(totals: dict[str, float], engine: Engine) -> dict[str, float]:
+def _means(totals: dict[str, float], engine: Engine, prefix: str) -> dict[str, float]:
     names = engine.broadcast(sorted(totals))  # a process may hold no window at all; the main one always does
     sums = torch.tensor([totals.get(name, 0.0) for name in names], dtype=torch.float64, device=engine.device)
     summed = engine.sum(sums).tolist()
     whole = dict(zip(names, summed, strict=True))
     samples, steps = whole.pop("samples"), whole.pop("steps")
     return {
-        f"validation/{name}": value / max(1.0, steps if name.startswith("action_") else samples)
+        f"{prefix}/{name}": value / max(1.0, steps if name.startswith("action_") else samples)
         for name, value in whole.items()
     }
