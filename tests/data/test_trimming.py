@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from vla_ft.config import DataConfig
+from vla_ft.data.formats import aloha_index
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
 from vla_ft.data.formats.aloha_instructions import FILE
+from vla_ft.data.formats.aloha_layout import UNFINISHED
 from vla_ft.data.formats.registry import format_of
 from vla_ft.data.loading import build_loader, worded
 from vla_ft.data.mixture import split_parts
@@ -57,6 +60,34 @@ def test_a_set_of_task_folders_is_one_set(folder: Path) -> None:
     assert reader.instruction(0) == "lift it" and reader.instruction(1) == ""
     assert reader.instruction_variants(0) == (("lift it",), ("lift",), ("lift it up", "up"))
     assert reader.instruction_variants(1) == (("",),)
+
+
+def test_a_set_of_task_folders_is_kept_by_its_relative_names(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLA_FT_CACHE", str(tmp_path / "cache"))
+    for file in folder.rglob("*.hdf5"):
+        os.utime(file, (1e9, 1e9))
+    first = AlohaHdf5Reader(folder)
+    print_of = first.fingerprint()
+    (folder / "task_a" / FILE).write_text(json.dumps(WORDINGS | {"instruction": "lift"}))
+    monkeypatch.setattr(aloha_index, "inspect_episode", None)
+    monkeypatch.setattr(AlohaHdf5Reader, "_hash_numbers", None)
+    again = AlohaHdf5Reader(folder)
+    assert again.fingerprint() == print_of and again.lengths.tolist() == [12, 10, 5, 10]
+    assert [again.name_of(e) for e in range(4)] == [first.name_of(e) for e in range(4)]
+    assert again.instruction(0) == "lift", "wordings are read at every opening"
+    (folder / "task_a").rename(folder / "task_c")
+    monkeypatch.undo()
+    monkeypatch.setenv("VLA_FT_CACHE", str(tmp_path / "cache"))
+    moved = AlohaHdf5Reader(folder)
+    assert moved.name_of(3) == "task_c/episode_0.hdf5" and moved.fingerprint() != print_of
+
+
+def test_a_task_folder_that_is_not_finished_is_refused(folder: Path) -> None:
+    (folder / "task_b" / UNFINISHED).touch()
+    with pytest.raises(UserError, match="task_b is not finished"):
+        AlohaHdf5Reader(folder)
 
 
 def test_still_beginnings_are_skipped_and_short_episodes_named(folder: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from vla_ft.cli import main
 from vla_ft.config import load_run_config, recipe_names
-from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
+from vla_ft.deployment.evaluation import EvaluationConfig, evaluate, measure
 from vla_ft.errors import UserError
 from vla_ft.training.tracking import read_metrics
 from vla_ft.training.trainer import train
@@ -67,7 +67,12 @@ def test_published_measures_are_logged_for_both_kinds_of_episodes(whole: tuple[P
 
 def test_checkpoint_is_evaluated_in_robot_units(whole: tuple[Path, dict[str, np.ndarray]]) -> None:
     data = next(whole[0].glob("mock_*"))
-    assert "repeat last action" in evaluate(EvaluationConfig(checkpoint=str(whole[0]), data=str(data), samples=4))
+    config = EvaluationConfig(checkpoint=str(whole[0]), data=str(data), samples=4)
+    assert "repeat last action, robot units" in evaluate(config)
+    numbers = measure(config)
+    for guess in ("policy", "repeat_last_action"):  # model.vector=aloha divides nothing
+        robot, unified = numbers[f"{guess}_per_joint"], numbers[f"{guess}_normalized_per_joint"]
+        assert len(robot) == 14 and unified == pytest.approx(robot, rel=1e-4)
 
 
 def test_the_average_goes_out_in_the_published_form(

@@ -29,6 +29,10 @@ class WindowSpec:
         if self.observation_steps < 1 or self.action_horizon < 1:
             raise UserError(f"{self} is impossible. Expected at least 1 observation step and 1 action step.")
 
+    def offset(self, reader: EpisodeReader) -> int:
+        """Where the chunks of this dataset begin relative to the observation."""
+        return reader.action_offset if self.action_offset is None else self.action_offset
+
 
 class WindowIndex:
     """Every step of every chosen episode starts one window; windows are numbered through in episode order.
@@ -80,7 +84,7 @@ class TrainingPlaces:
 def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowSpec, keys: Sequence[str]) -> Sample:
     """Read one sample. ``keys`` are observation keys; images are decoded for the observation window alone.
 
-    The chunk starts at ``max(0, step + reader.action_offset)``, as in the published ALOHA reader; where that is before
+    The chunk starts at ``max(0, step + window.offset(reader))``, as in the published ALOHA reader; where that is before
     the observation, the episode's end is reached one step later. Raises IndexError for a step outside the episode.
     """
     reader, episode = reader.resolve(episode)
@@ -88,7 +92,7 @@ def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowS
         raise IndexError(f"step {step} of {reader.name_of(episode)}, which has {reader.lengths[episode]}")
     length = int(reader.lengths[episode])
     observed = np.arange(step - window.observation_steps + 1, step + 1)
-    start = max(0, step + (reader.action_offset if window.action_offset is None else window.action_offset))
+    start = max(0, step + window.offset(reader))
     acted = np.arange(start, start + window.action_horizon)
 
     seen = np.maximum(observed, 0)

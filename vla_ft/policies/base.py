@@ -152,6 +152,13 @@ class Processor(ABC):
     def unnormalize(self, actions: Tensor, dataset: Tensor | None = None) -> np.ndarray:
         """Normalised [B, horizon, A] to robot units, float32. ``dataset``: the batch's, which a mixture needs."""
 
+    def by_action(self, errors: np.ndarray) -> np.ndarray:
+        """Absolute errors of normalised actions [..., W] by the dataset's action dimensions [..., A].
+
+        For policies whose normalised actions have dimensions of their own; the same for all others.
+        """
+        return errors
+
 
 def count_parameters(groups: dict[str, list[tuple[str, nn.Parameter]]]) -> Iterator[tuple[str, int, int]]:
     """Yield (group, parameters, trainable parameters), each parameter counted once."""

@@ -152,6 +152,12 @@ def test_angles_become_six_numbers_and_come_back() -> None:
     vector = mapping.to_vector(values)
     assert mapping.mask.sum() == 8 and vector[80] == 0.5 and vector[60] == 0.5
     torch.testing.assert_close(torch.from_numpy(mapping.from_vector(vector)), torch.from_numpy(values))
+    vector[:] = 9
+    places = [i for i in range(128) if mapping.mask[i]]
+    vector[places] = range(8)
+    order = {place: float(number) for number, place in enumerate(places)}
+    turned = [order[place] for place in places if place not in (60, 80)]
+    assert mapping.errors_by_name(vector).tolist() == [order[80], *[sum(turned) / 6] * 3, order[60]]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,10 @@ class RdtProcessor(Processor):
         """Unified [B, H, 128] to robot units, float32 [B, H, A]."""
         return self.action_map.from_vector(actions.detach().float().cpu().numpy())
 
+    def by_action(self, errors: np.ndarray) -> np.ndarray:
+        """See ``Processor.by_action``: errors of the places that this robot uses."""
+        return self.action_map.errors_by_name(errors)
+
     def _states(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         """State, and the spread of its episode; without the episode (on a robot) the spread is 0 and the norm 1."""
         states = [self.state_map.to_vector(sample["observation"]["proprio"][-1:]) for sample in samples]

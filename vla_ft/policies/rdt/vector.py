@@ -116,6 +116,17 @@ class VectorMap:
             values[..., columns] = to_three(vector[..., start : start + 6], quaternion=kind == QUATERNION)
         return values.astype(np.float32)
 
+    def errors_by_name(self, errors: np.ndarray) -> np.ndarray:
+        """Absolute errors of unified vectors [..., 128] by the robot's numbers [..., P], undivided.
+
+        The numbers of a rotation share the mean over its six places.
+        """
+        found = np.zeros((*errors.shape[:-1], len(self.names)))
+        found[..., self._columns] = errors[..., self._places]
+        for columns, _, start in self._turns:
+            found[..., columns] = errors[..., start : start + 6].mean(-1, keepdims=True)
+        return found
+
 
 def _rotations(names: tuple[str, ...], what: str) -> list[tuple[list[int], tuple[str, ...], int]]:
     """(columns, kind, first place) of every rotation that is given as angles or as a quaternion."""
