@@ -21,10 +21,11 @@ MAY_IMPORT = {
     "config": {"data", "policies", "weights"},
     "training": {"config", "data", "policies", "nn", "environment", "weights"},
     "planning": {"config", "data", "policies", "training", "environment"},
-    "deployment": {"config", "data", "policies"},
+    "deployment": {"config", "data", "policies", "weights"},
     "reporting": set(),
     "simulation": {"data"},
     "inspection": {"config", "data", "policies", "weights"},
+    "language": {"config", "data", "policies", "weights"},
 }
 
 

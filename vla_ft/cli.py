@@ -29,8 +29,11 @@ USAGE = """vla-ft COMMAND [key=value ...]
   smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, by joint and horizon step;
                                           output=FILE.json for the numbers and a picture
+  embed-language data.path=DIR            a dataset's instructions through T5, once (RDT); text='...' for one, files=DIR
+                                          imports published files
   export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged;
-                                          --format lerobot output=DIR: an ACT policy folder that LeRobot loads
+                                          --format lerobot output=DIR: an ACT policy folder that LeRobot loads;
+                                          --format rdt output=DIR: the folder that RDT's own code loads
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
             dataset OWNER/NAME@REV [to=DIR]    a LeRobot dataset, which data.path=hub:OWNER/NAME@REV then finds
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
@@ -38,6 +41,7 @@ USAGE = """vla-ft COMMAND [key=value ...]
             check PATH [on_damage=skip] ...    all that is wrong with it, by episode, step and field
             convert from=PATH to=DIR format=NAME ...   from any format to another, exact where both can
             mock output=DIR format=NAME ...    write a small mock dataset
+            statistics PATH name=NAME ...      RDT's dataset_stat.json
   recipe    from-data PATH policy=act ...      a complete recipe for a dataset, and what could not be known
             from-open-pi-zero FILE.yaml key=value ...  open-pi-zero's training file as a recipe, written to output=
   recipes                                 list recipes; `recipes NAME` prints one
@@ -433,11 +437,31 @@ def _selftest(arguments: Sequence[str]) -> int:
     return selftest(list(arguments))
 
 
+def _embed_language(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.language.embed_command import EmbedConfig, embed
+
+    config = from_arguments(EmbedConfig, _without_dashes(arguments), "vla-ft embed-language")
+    embed(config, lambda line: print(line, flush=True))
+    return 0
+
+
+def _data_statistics(arguments: Sequence[str]) -> int:
+    from vla_ft.config import from_arguments
+    from vla_ft.inspection.rdt_statistics import StatisticsConfig, write_statistics
+    from vla_ft.inspection.words import path_first
+
+    command = "vla-ft data statistics"
+    print(write_statistics(from_arguments(StatisticsConfig, path_first(arguments, command), command)))
+    return 0
+
+
 DATA_VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": _data_inspect,
     "check": _data_check,
     "convert": _data_convert,
     "mock": _data_mock,
+    "statistics": _data_statistics,
 }
 RECIPE_VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "from-data": _recipe_from_data,
@@ -448,6 +472,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "smoke": _smoke,
     "evaluate": _evaluate,
+    "embed-language": _embed_language,
     "export": _export,
     "fetch": _fetch,
     "record": _record,

@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Typ
 
 from vla_ft.data.augmentation import AugmentationConfig, RecipeName, find_augmentation
 from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.mixture import MixtureReader
 from vla_ft.data.mock import MockConfig
 from vla_ft.data.opening import (
     NOT_STANDARDIZED,
@@ -31,6 +32,7 @@ from vla_ft.data.opening import (
     open_part,
     open_read,
 )
+from vla_ft.data.trimming import trimmed_reader
 from vla_ft.errors import UserError, nearest, unknown
 from vla_ft.policies.published import published_settings
 from vla_ft.policies.registry import load_policy
@@ -66,12 +68,19 @@ class DataConfig(ReadConfig):
     """A folder of demonstrations; ``hub:owner/name[@revision]``, which ``vla-ft fetch dataset`` brought; or ``mock``: a
     small real dataset is then written into the run folder and read. With ``mix``, the folder of its datasets."""
     mix: NamedOr[str, dict[str, MixEntry]] | None = None
-    """Several datasets instead of one: a published mix by name, or one's own (see ``MixEntry``)."""
+    """Several datasets instead of one: a published mix by name, one's own (see ``MixEntry``), or a folder of RDT's
+    registration files (``finetune_datasets.json`` and so on)."""
     format: str = "auto"
     augmentation: NamedOr[RecipeName, AugmentationConfig] = "none"
     """Of training images: a published recipe (``cogact``, ``pizero``) or one's own ranges."""
     drop_unlabeled: bool | None = None
     """Leave out episodes without an instruction, with a count; null does so for published mixes alone, as they do."""
+    instructions: Literal["first", "vary"] = "first"
+    """Whether training takes the first of several wordings of an episode's instruction, or draws one each time."""
+    skip_still: Annotated[float, Field(gt=0)] | None = None
+    """Leave out an episode's first frames, up to the one before any joint has moved by more than this (RDT: 0.01)."""
+    shortest: Positive | None = None
+    """Leave out episodes of fewer steps, by name (RDT: 128)."""
     steps_per_episode: Positive | None = None
     """At most so many steps of an episode in each pass over the data, others in the next (open-pi-zero: 100)."""
     on_damage: Literal["error", "skip"] = "error"
@@ -103,9 +112,14 @@ class DataConfig(ReadConfig):
         """
         options, place = self.reader_options(), local_dataset(path)
         if self.mix is None:
-            return open_read(place, self.format, NOT_STANDARDIZED, self.cameras, self.image_size, options)
+            reader = open_read(place, self.format, NOT_STANDARDIZED, self.cameras, self.image_size, options)
+            return self._trimmed(reader)
         entries = {name: self._located(entry) for name, entry in find_mix(self.mix).items()}
-        return open_mixture(place, entries, self.cameras, self.image_size, options)
+        mixture = open_mixture(place, entries, self.cameras, self.image_size, options)
+        return MixtureReader({n: self._trimmed(part) for n, part in mixture.parts.items()}, mixture.weights)
+
+    def _trimmed(self, reader: EpisodeReader) -> EpisodeReader:
+        return trimmed_reader(reader, self.skip_still, self.shortest)
 
     def open_one(self, path: str, dataset: str | None) -> EpisodeReader:
         """A dataset at ``path`` as ``dataset`` of the mix is read; without a mix, as the only one. Raises UserError."""
@@ -117,7 +131,8 @@ class DataConfig(ReadConfig):
         if dataset is None or dataset not in entries:
             raise unknown("dataset", str(dataset), entries)
         place, entry = local_dataset(path), entries[dataset]
-        return open_part(place, dataset, entry, self.cameras, self.image_size, self.reader_options())
+        part = open_part(place, dataset, entry, self.cameras, self.image_size, self.reader_options())
+        return self._trimmed(part)
 
     @staticmethod
     def _located(entry: MixEntry) -> MixEntry:
@@ -205,6 +220,17 @@ class EmaConfig:
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     start_step: NotNegative = 0
     """Until then the average is a copy of the weights."""
+    power: Annotated[float, Field(gt=0)] | None = None
+    """With a number p the decay grows with the steps n since the start, ``1 - (1 + n / inv_gamma)^-p``, up to
+    ``decay`` (diffusers; RDT: 0.75)."""
+    inv_gamma: Annotated[float, Field(gt=0)] = 1.0
+
+    def decay_at(self, step: int) -> float:
+        """What is kept of the average at update number ``step`` (0 is the first)."""
+        if self.power is None:
+            return 0.0 if step < self.start_step else self.decay
+        grown = max(0, step - self.start_step - 1)
+        return 0.0 if grown == 0 else min(self.decay, 1 - (1 + grown / self.inv_gamma) ** -self.power)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +298,9 @@ class ValidationConfig:
     samples: Positive = 256
     thresholds: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """For each, the share of predicted steps whose every dimension is nearer than this, normalised."""
+    training_samples: NotNegative = 0
+    """On how many windows of *training* episodes besides: ``training_sample/...`` beside ``validation/...`` shows what
+    is learned by heart."""
 
 
 @dataclass(frozen=True, kw_only=True)

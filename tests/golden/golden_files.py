@@ -48,7 +48,13 @@ COVERAGE: tuple[tuple[str, str], ...] = (
     ("pizero/tiny_*", "test_pizero_weights.py"),
     ("pizero/manifest_*", "test_pizero_weights.py"),
     ("pizero/param_counts", "test_pizero_weights.py"),
-    ("rdt/*", "the RDT policy is not built yet"),
+    ("rdt/episode*", "test_rdt_data.py"),
+    ("rdt/dataset_stat*", "test_rdt_data.py"),
+    ("rdt/consumer_batch", "test_rdt_data.py"),
+    ("rdt/unified_vector", "test_rdt_data.py"),
+    ("rdt/state_vec_map", "test_rdt_data.py"),
+    ("rdt/hub_config_example", "test_rdt_weights.py"),
+    ("rdt/*", "test_rdt_model.py"),
 )
 """Pattern of a case -> the test module beside this file that covers it, or in words why none does. First match wins."""
 

@@ -103,11 +103,24 @@ class SoundReader(WrappedReader):
         self.kept = np.setdiff1d(np.arange(len(inner.lengths)), np.asarray(left_out, dtype=np.int64))
         """int64 [episodes]: their numbers in the whole dataset."""
         self.lengths = np.asarray(inner.lengths)[self.kept]
+        self.left_out = {n: inner.left_out[int(e)] for n, e in enumerate(self.kept) if int(e) in inner.left_out}
         self._fingerprint: str | None = None
 
     def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See ``EpisodeReader.read``."""
         return self.inner.read(int(self.kept[episode]), steps, keys)
+
+    def all_proprio(self, episode: int) -> np.ndarray:
+        """See ``EpisodeReader.all_proprio``."""
+        return self.inner.all_proprio(int(self.kept[episode]))
+
+    def recorded_length(self, episode: int) -> int:
+        """See ``EpisodeReader.recorded_length``."""
+        return self.inner.recorded_length(int(self.kept[episode]))
+
+    def instruction_variants(self, episode: int) -> tuple[tuple[str, ...], ...]:
+        """See ``EpisodeReader.instruction_variants``."""
+        return self.inner.instruction_variants(int(self.kept[episode]))
 
     def times(self, episode: int) -> np.ndarray | None:
         """See ``EpisodeReader.times``."""

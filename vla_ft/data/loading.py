@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vla_ft.data.augmentation import Augmentation
 from vla_ft.data.formats.base import EpisodeReader
-from vla_ft.data.order import BatchPlan, ShuffledOrder
+from vla_ft.data.order import BatchPlan, ShuffledOrder, hash_seed
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
 from vla_ft.data.windows import TrainingPlaces, WindowIndex, WindowSpec, build_sample
 from vla_ft.errors import UserError, nearest
@@ -120,9 +120,11 @@ class TrainingStream(WindowDataset):
         keys: Sequence[str],
         augmentation: Augmentation | None = None,
         features: FeatureSource | None = None,
+        wordings: int | None = None,
     ) -> None:
+        """``wordings``: a seed by which a variant of the instruction is drawn for each position; None: the first."""
         super().__init__(reader, places.index, window, keys, np.empty(0, dtype=np.int64), features)
-        self.places, self.augmentation = places, augmentation
+        self.places, self.augmentation, self.wordings = places, augmentation, wordings
 
     def __len__(self) -> int:
         """Positions of one epoch; they go on beyond."""
@@ -133,8 +135,17 @@ class TrainingStream(WindowDataset):
         return self.places.at(numbers)
 
     def finish(self, sample: Sample, number: int) -> Sample:
-        """The sample with its images augmented, where that is asked for."""
+        """The sample with its images augmented and its instruction worded anew, where that is asked for."""
+        if self.wordings is not None:
+            (episode, _), draw = self.resolve([number])[0], hash_seed(f"wording {self.wordings} {number}")
+            sample["task"] = {"language_instruction": worded(self.reader.instruction_variants(episode), int(draw))}
         return sample if self.augmentation is None else self.augmentation(sample, number)
+
+
+def worded(variants: Sequence[Sequence[str]], draw: int) -> str:
+    """One of the wordings: a group by the number ``draw``, then a wording of it, each equally likely."""
+    group = variants[draw % len(variants)]
+    return group[draw // len(variants) % len(group)]
 
 
 class Loader(DataLoader[Any]):
@@ -202,6 +213,7 @@ def build_loader(
     pin_memory: bool = False,
     start_method: str | None = None,
     features: FeatureSource | None = None,
+    wordings: int | None = None,
 ) -> Loader:
     """Batches of this rank from global position ``start``, collated by ``processor``: ``plan.accumulation`` batches of
     ``plan.per_device`` samples an optimizer step, endless unless ``steps`` optimizer steps are asked for.
@@ -209,12 +221,12 @@ def build_loader(
     The stream runs on over epochs and drops nothing; after an optimizer step the position grows by
     ``plan.global_batch``, whatever the workers have read ahead. ``places`` says where each position lies; by default
     epochs are permutations of all windows of ``episodes``, by ``seed``. ``len(loader.dataset)`` is the number of
-    positions of an epoch. ``features`` join the batches. Raises UserError when the dataset lacks what the processor
-    needs.
+    positions of an epoch. ``features`` join the batches. ``wordings`` is the seed of drawn instructions. Raises
+    UserError when the dataset lacks what the processor needs.
     """
     index = _index(reader, episodes, processor)
     places = places or TrainingPlaces(index, ShuffledOrder(len(index), seed))
-    dataset = TrainingStream(reader, places, processor.window, processor.keys, augmentation, features)
+    dataset = TrainingStream(reader, places, processor.window, processor.keys, augmentation, features, wordings)
     options = _options(processor, workers, prefetch, pin_memory, start_method)
     return Loader(dataset, batch_sampler=_Planned(plan, start, steps), **options)
 

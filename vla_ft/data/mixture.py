@@ -21,6 +21,7 @@ from vla_ft.data.wrapping import NamedReader
 from vla_ft.errors import UserError
 
 _UNSAID = ("", "unknown")
+_SHOWN = 3
 _MUST_AGREE = ("action_names", "action_units", "action_kind", "action_mode", "gripper", "gripper_dims")
 
 
@@ -40,6 +41,11 @@ class MixtureReader(EpisodeReader):
         self.lengths = np.concatenate([np.asarray(p.lengths, dtype=np.int64) for p in self.parts.values()])
         self.starts = np.cumsum([0, *(len(p.lengths) for p in self.parts.values())])
         """int64 [parts + 1]: number of the first episode of each part."""
+        self.left_out = {
+            int(start) + episode: why
+            for start, part in zip(self.starts, self.parts.values(), strict=False)
+            for episode, why in part.left_out.items()
+        }
         self.description = _common(name, [p.description for p in self.parts.values()])
 
     def resolve(self, episode: int) -> tuple[EpisodeReader, int]:
@@ -58,6 +64,21 @@ class MixtureReader(EpisodeReader):
         """See ``EpisodeReader.instruction``."""
         part, own = self.resolve(episode)
         return part.instruction(own)
+
+    def all_proprio(self, episode: int) -> np.ndarray:
+        """See ``EpisodeReader.all_proprio``."""
+        part, own = self.resolve(episode)
+        return part.all_proprio(own)
+
+    def recorded_length(self, episode: int) -> int:
+        """See ``EpisodeReader.recorded_length``."""
+        part, own = self.resolve(episode)
+        return part.recorded_length(own)
+
+    def instruction_variants(self, episode: int) -> tuple[tuple[str, ...], ...]:
+        """See ``EpisodeReader.instruction_variants``."""
+        part, own = self.resolve(episode)
+        return part.instruction_variants(own)
 
     def name_of(self, episode: int) -> str:
         """The part and the episode's name there."""
@@ -87,15 +108,20 @@ class MixtureReader(EpisodeReader):
 
 @dataclass(frozen=True)
 class Dropped:
-    """Episodes left out before training: without an instruction, of how many in all."""
+    """Episodes left out before training: without an instruction, or for another reason, of how many in all."""
 
     unlabeled: int = 0
     total: int = 0
+    left_out: tuple[str, ...] = ()
+    """What the reader leaves out (``EpisodeReader.left_out``), a sentence an episode."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.unlabeled} of {self.total} episodes dropped: no instruction" if self.unlabeled else "none dropped"
-        )
+        said = [f"{self.unlabeled} of {self.total} episodes dropped: no instruction"] if self.unlabeled else []
+        if self.left_out:
+            more = f"; and {len(self.left_out) - _SHOWN} more (data.json)" if len(self.left_out) > _SHOWN else ""
+            shown = "; ".join(self.left_out[:_SHOWN])
+            said.append(f"{len(self.left_out)} of {self.total} episodes left out: {shown}{more}")
+        return "; ".join(said) or "none dropped"
 
 
 def labeled_episodes(reader: EpisodeReader) -> np.ndarray:
@@ -118,17 +144,25 @@ def split_parts(
         split = split_episodes(len(part.lengths), fraction=fraction, seed=seed)
         kept = labeled_episodes(part) if drop_unlabeled else np.arange(len(part.lengths))
         dropped += len(part.lengths) - len(kept)
+        kept = np.setdiff1d(kept, np.array(sorted(part.left_out), dtype=np.int64))
         training.append(np.intersect1d(split.training, kept) + start)
         validation.append(np.intersect1d(split.validation, kept) + start)
         if not len(training[-1]):
             raise UserError(
-                f"No episode of {part.description.name} is left to train on: {len(kept)} of {len(part.lengths)} carry "
-                "an instruction. Set data.drop_unlabeled=false or leave the dataset out of the mix."
+                f"No episode of {part.description.name} is left to train on: {len(kept)} of {len(part.lengths)} "
+                f"{_why(part, drop_unlabeled)}."
             )
     return (
         EpisodeSplit(training=np.concatenate(training), validation=np.concatenate(validation)),
-        Dropped(dropped, len(reader.lengths)),
+        Dropped(dropped, len(reader.lengths), tuple(reader.left_out.values())),
     )
+
+
+def _why(part: EpisodeReader, drop_unlabeled: bool) -> str:
+    if part.left_out:
+        return f"are usable ({next(iter(part.left_out.values()))})"
+    mend = "Set data.drop_unlabeled=false or leave the dataset out of the mix"
+    return f"carry an instruction. {mend}" if drop_unlabeled else "are usable"
 
 
 def mixture_statistics(reader: MixtureReader, episodes: np.ndarray, folder: Path) -> DatasetStatistics:

@@ -14,6 +14,7 @@ from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.mixes import MIXES
 from vla_ft.data.mixture import MixtureReader
+from vla_ft.data.registration import as_entries, is_registration, read_registration
 from vla_ft.data.standardize import STANDARDIZATIONS, find_standardization
 from vla_ft.data.standardize.reader import StandardizedReader
 from vla_ft.data.wrapping import NamedReader, ResizedReader
@@ -31,7 +32,7 @@ class ReaderOptions:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     fps: float | None = None
-    """Frames per second when the files do not say."""
+    """Steps per second when the files do not say; RDT calls it the control frequency."""
     sim: bool | None = None
     """ALOHA files without the attribute ``sim``: whether actions begin with their observation (true, simulation) or one
     step early (false, real robots)."""
@@ -91,7 +92,8 @@ class MixEntry(ReaderOptions):
 
 
 def find_mix(choice: str | Mapping[str, MixEntry]) -> dict[str, MixEntry]:
-    """The datasets of a mix: a published one by name, a single published dataset, or one's own. Raises UserError."""
+    """The datasets of a mix: a published one by name, a single published dataset, a folder of RDT's three registration
+    files, or one's own. Raises UserError."""
     if not isinstance(choice, str):
         if not choice:
             raise UserError("data.mix names no dataset. Give at least one, such as data.mix.mine.path=FOLDER.")
@@ -100,6 +102,9 @@ def find_mix(choice: str | Mapping[str, MixEntry]) -> dict[str, MixEntry]:
         return {name: MixEntry(weight=weight) for name, weight in MIXES[choice].items()}
     if choice in STANDARDIZATIONS:  # the published loaders take any other name for a mix of that dataset alone
         return {choice: MixEntry()}
+    if is_registration(Path(choice).expanduser()):
+        registered = as_entries(read_registration(Path(choice).expanduser()))
+        return {name: MixEntry(**entry) for name, entry in registered.items()}
     raise unknown("mix", choice, (*MIXES, *STANDARDIZATIONS))
 
 

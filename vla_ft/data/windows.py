@@ -19,10 +19,19 @@ class WindowSpec:
 
     observation_steps: int = 1
     action_horizon: int = 1
+    action_offset: int | None = None
+    """Where the chunk begins relative to the observation; None: the dataset's (``EpisodeReader.action_offset``)."""
+    surroundings: bool = False
+    """Whether observations carry what is known beside the window: ``episode_proprio`` float32 [N, P], all recorded
+    steps, and ``control_frequency``, float32 Hz of this very dataset (0 where it is not known)."""
 
     def __post_init__(self) -> None:
         if self.observation_steps < 1 or self.action_horizon < 1:
             raise UserError(f"{self} is impossible. Expected at least 1 observation step and 1 action step.")
+
+    def offset(self, reader: EpisodeReader) -> int:
+        """Where the chunks of this dataset begin relative to the observation."""
+        return reader.action_offset if self.action_offset is None else self.action_offset
 
 
 class WindowIndex:
@@ -75,7 +84,7 @@ class TrainingPlaces:
 def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowSpec, keys: Sequence[str]) -> Sample:
     """Read one sample. ``keys`` are observation keys; images are decoded for the observation window alone.
 
-    The chunk starts at ``max(0, step + reader.action_offset)``, as in the published ALOHA reader; where that is before
+    The chunk starts at ``max(0, step + window.offset(reader))``, as in the published ALOHA reader; where that is before
     the observation, the episode's end is reached one step later. Raises IndexError for a step outside the episode.
     """
     reader, episode = reader.resolve(episode)
@@ -83,13 +92,16 @@ def build_sample(reader: EpisodeReader, episode: int, step: int, window: WindowS
         raise IndexError(f"step {step} of {reader.name_of(episode)}, which has {reader.lengths[episode]}")
     length = int(reader.lengths[episode])
     observed = np.arange(step - window.observation_steps + 1, step + 1)
-    start = max(0, step + reader.action_offset)
+    start = max(0, step + window.offset(reader))
     acted = np.arange(start, start + window.action_horizon)
 
     seen = np.maximum(observed, 0)
     observation = reader.read(episode, seen, keys)
     observation["timestep"] = seen.astype(np.int32)
     observation["pad_mask"] = observed >= 0
+    if window.surroundings:
+        observation["episode_proprio"] = reader.all_proprio(episode)
+        observation["control_frequency"] = np.asarray(reader.description.fps, dtype=np.float32)
     return Sample(
         observation=observation,
         action=reader.read(episode, np.minimum(acted, length - 1), ("action",))["action"],

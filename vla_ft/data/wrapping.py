@@ -19,11 +19,23 @@ class WrappedReader(EpisodeReader):
     def __init__(self, inner: EpisodeReader) -> None:
         self.inner = inner
         self.description, self.lengths, self.action_offset = inner.description, inner.lengths, inner.action_offset
-        self.assumed = inner.assumed
+        self.assumed, self.left_out = inner.assumed, inner.left_out
 
     def read(self, episode: int, steps: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """See ``EpisodeReader.read``."""
         return self.inner.read(episode, steps, keys)
+
+    def all_proprio(self, episode: int) -> np.ndarray:
+        """See ``EpisodeReader.all_proprio``."""
+        return self.inner.all_proprio(episode)
+
+    def recorded_length(self, episode: int) -> int:
+        """See ``EpisodeReader.recorded_length``."""
+        return self.inner.recorded_length(episode)
+
+    def instruction_variants(self, episode: int) -> tuple[tuple[str, ...], ...]:
+        """See ``EpisodeReader.instruction_variants``."""
+        return self.inner.instruction_variants(episode)
 
     def times(self, episode: int) -> np.ndarray | None:
         """See ``EpisodeReader.times``."""

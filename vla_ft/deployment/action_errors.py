@@ -30,17 +30,17 @@ def action_errors(
     horizon step under its name, ``..._mean`` over everything, ``..._per_joint`` and ``..._per_joint_and_step`` by the
     action's names. Windows at an episode's start have no action before them and are left out.
     """
-    windows = WindowIndex(reader.lengths, episodes)
+    window, windows = predictor.processor.window, WindowIndex(reader.lengths, episodes)
     places = [windows.locate(int(i)) for i in evenly_spaced(len(windows), samples)]
-    places = [(episode, step) for episode, step in places if step + reader.action_offset >= 1]
+    places = [(episode, step) for episode, step in places if step + window.offset(reader) >= 1]
     if not places:
         raise UserError("No window of these episodes has an action before it: they are too short to evaluate on.")
     sums: dict[str, np.ndarray] = {}
-    counts = np.zeros(predictor.processor.window.action_horizon)
+    counts = np.zeros(window.action_horizon)
     for start in range(0, len(places), batch):
         part = places[start : start + batch]
-        read = [build_sample(reader, e, s, predictor.processor.window, predictor.processor.keys) for e, s in part]
-        last = np.stack([_previous_action(reader, e, s) for e, s in part])
+        read = [build_sample(reader, e, s, window, predictor.processor.keys) for e, s in part]
+        last = np.stack([_previous_action(reader, e, s + window.offset(reader)) for e, s in part])
         real = np.stack([sample["action_pad_mask"] for sample in read])
         for key, error in _absolute_errors(predictor, read, last).items():
             sums[key] = sums.get(key, 0.0) + (error * real[..., None]).sum(0)
@@ -54,15 +54,15 @@ def action_errors(
 def _absolute_errors(predictor: Predictor, samples: Sequence[Sample], last: np.ndarray) -> dict[str, np.ndarray]:
     """|guess - recorded| [n, horizon, A] by the names of the result; ``last`` float32 [n, 1, A]."""
     target = np.stack([sample["action"] for sample in samples])
-    held = np.broadcast_to(last, target.shape)
+    held, by_action = np.broadcast_to(last, target.shape), predictor.processor.by_action
     chunks, batch = predictor.predict_normalized(samples)
     repeated = [cast(Sample, {**sample, "action": one}) for sample, one in zip(samples, held, strict=True)]
     normalized = [one["action"].float().cpu() for one in (batch, predictor.processor.collate(repeated))]
     return {
         "policy": np.abs(predictor.processor.unnormalize(chunks) - target),
         "repeat_last_action": np.abs(held - target),
-        "policy_normalized": torch.abs(chunks.cpu() - normalized[0]).numpy(),
-        "repeat_last_action_normalized": torch.abs(normalized[1] - normalized[0]).numpy(),
+        "policy_normalized": by_action(torch.abs(chunks.cpu() - normalized[0]).numpy()),
+        "repeat_last_action_normalized": by_action(torch.abs(normalized[1] - normalized[0]).numpy()),
     }
 
 
@@ -107,6 +107,6 @@ def executed_errors(
     }
 
 
-def _previous_action(reader: EpisodeReader, episode: int, step: int) -> np.ndarray:
-    """float32 [1, A]: the action just before the chunk that starts at ``step``."""
-    return reader.read(episode, np.array([step + reader.action_offset - 1]), ("action",))["action"]
+def _previous_action(reader: EpisodeReader, episode: int, start: int) -> np.ndarray:
+    """float32 [1, A]: the action just before the chunk that starts at step ``start``."""
+    return reader.read(episode, np.array([start - 1]), ("action",))["action"]

@@ -48,7 +48,7 @@ class ExportConfig:
     format: str = OWN
     """``safetensors``: our own names. Or a published form of the policy. ACT: ``lerobot``, a policy folder as LeRobot
     saves it since 0.4, and ``lerobot03``, as up to 0.3.3, with statistics among the weights; pizero:
-    ``open-pi-zero``; cogact: ``cogact``."""
+    ``open-pi-zero``; cogact: ``cogact``; rdt: ``rdt``, the folder that its own code loads."""
     weights: Literal["average", "last"] | None = None
     """The moving average or the last weights; by default the average where the run kept one."""
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"

@@ -22,6 +22,7 @@ from vla_ft.data.mixture import MixtureReader, mixture_statistics, split_parts
 from vla_ft.data.order import BatchPlan
 from vla_ft.data.split import EpisodeSplit
 from vla_ft.data.statistics import DatasetStatistics, cached_statistics, check_finite, statistics_cache
+from vla_ft.data.windows import build_sample
 from vla_ft.errors import UserError
 from vla_ft.inspection.recipe_text import recipe_text
 from vla_ft.inspection.unknowns import unknowns
@@ -173,6 +174,11 @@ def _prove(path: Path, reader: EpisodeReader, split: EpisodeSplit, statistics: D
     processor = policy.build_processor(run.model, reader.description, statistics)
     with torch.device("meta"):
         policy.build_model(run.model, reader.description)
+    if processor.example_instruction is not None:  # this data's instructions may not be embedded yet
+        sample = build_sample(reader, int(split.training[0]), 0, processor.window, processor.keys)
+        sample["task"] = {"language_instruction": processor.example_instruction}
+        processor.collate([sample])
+        return
     windows = int(np.asarray(reader.lengths)[split.training].sum())
     plan = BatchPlan(per_device=min(2, windows), world=1, rank=0, accumulation=1)
     next(iter(build_loader(reader, split.training, processor, plan, seed=run.seed)))

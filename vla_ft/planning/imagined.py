@@ -77,7 +77,7 @@ def imagine_sample(description: DatasetDescription, processor: Processor, steps:
         observation=observation,
         action=np.zeros((horizon, description.action_dim), np.float32),
         action_pad_mask=np.ones(horizon, bool),
-        task={"language_instruction": INSTRUCTION},
+        task={"language_instruction": processor.example_instruction or INSTRUCTION},
         dataset_name=description.name,
     )
 

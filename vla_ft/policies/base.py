@@ -105,6 +105,10 @@ class Model(nn.Module, ABC):
     def sample(self, batch: Batch) -> Tensor:
         """Normalised action chunk float [B, horizon, A]. Never reads targets that the batch may carry."""
 
+    def sample_metrics(self, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Published measures of what ``sample`` gave for a batch with targets, scalars; validation logs their mean."""
+        return {}
+
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Named parts (``backbone``, ``vlm``, ``action``...), disjoint and complete: freezing, learning rates and the
@@ -128,8 +132,16 @@ class Processor(ABC):
     keys: tuple[str, ...]
     """Observation keys it needs (``proprio``, ``image_<camera>``...), in its own order."""
     statistics: DatasetStatistics
+    example_instruction: str | None = None
+    """An instruction that ``collate`` takes where a batch is only imagined (the planner's); None: any."""
+    reads_instructions: bool = False
+    """Whether ``require`` wants to see every instruction before the first step."""
     random_keys: tuple[str, ...] = ()
     """Batch keys whose values ``collate`` draws at random (augmented images): nothing computed from them is cached."""
+
+    def require(self, instructions: Collection[str]) -> None:
+        """Raises UserError when an instruction of the data cannot be used; training asks before its first step."""
+        return None
 
     def without(self, keys: Collection[str]) -> Processor:
         """A copy that neither reads nor collates these batch keys: a cache holds what the model makes of them."""
@@ -144,6 +156,13 @@ class Processor(ABC):
     @abstractmethod
     def unnormalize(self, actions: Tensor, dataset: Tensor | None = None) -> np.ndarray:
         """Normalised [B, horizon, A] to robot units, float32. ``dataset``: the batch's, which a mixture needs."""
+
+    def by_action(self, errors: np.ndarray) -> np.ndarray:
+        """Absolute errors of normalised actions [..., W] by the dataset's action dimensions [..., A].
+
+        For policies whose normalised actions have dimensions of their own; the same for all others.
+        """
+        return errors
 
 
 def count_parameters(groups: dict[str, list[tuple[str, nn.Parameter]]]) -> Iterator[tuple[str, int, int]]:

@@ -17,6 +17,7 @@ POLICIES = {
     "act": "vla_ft.policies.act",
     "cogact": "vla_ft.policies.cogact",
     "pizero": "vla_ft.policies.pizero",
+    "rdt": "vla_ft.policies.rdt",
 }
 
 

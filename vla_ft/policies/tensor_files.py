@@ -86,6 +86,12 @@ class TensorFiles(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def joined(self, other: TensorFiles, prefix: str) -> TensorFiles:
+        """Both sets, the other's names behind ``prefix``."""
+        behind = {prefix + name: entry for name, entry in other._entries.items()}
+        source = f"{self.source} and {other.source}" if self._entries else other.source
+        return TensorFiles(source, {**self._entries, **behind})
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape; nothing of it is read."""
         return tuple(self._entries[name].shape)
@@ -125,6 +131,13 @@ def open_tensors(path: str | Path, inside: str | None = None) -> TensorFiles:
 def read_tensors(path: str | Path, inside: str | None = None) -> dict[str, Tensor]:
     """``open_tensors`` with every tensor copied into memory."""
     return {name: tensor.clone() for name, tensor in open_tensors(path, inside).items()}
+
+
+def read_torch_object(path: Path) -> Any:
+    """What a torch file of plain values (tensors, text, containers) holds. Raises UserError; no code is run."""
+    if not path.is_file():
+        raise UserError(f"No file at {path}. Check the path.")
+    return _unpickle(path, shapes_only=False)
 
 
 def _open_folder(folder: Path, inside: str | None) -> TensorFiles:

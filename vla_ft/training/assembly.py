@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vla_ft.checkpoints import STATISTICS
@@ -93,6 +94,8 @@ def assemble(
     statistics = on_main(engine, lambda: _statistics(config, reader, split))
 
     processor = load_policy(config.policy).build_processor(config.model, reader.description, statistics)
+    if processor.reads_instructions:
+        on_main(engine, lambda: processor.require(all_instructions(reader)))
     weights, cached = _hold_model(config, engine, reader, processor, start, published, say)
     seed_everything(config.seed, engine.rank)
     state = TrainingState(
@@ -179,6 +182,7 @@ def training_batches(run: Run, engine: Engine) -> Iterator[Batch]:
         workers=config.data.workers,
         pin_memory=engine.device.type == "cuda",
         features=run.features,
+        wordings=config.seed if config.data.instructions == "vary" else None,
     )
     return iter(loader)
 
@@ -187,13 +191,23 @@ def held_out_loader(run: Run, engine: Engine) -> Loader | None:
     """This process's share of the held-out windows, the same at every validation; None when none are held out."""
     if not len(run.split.validation):
         return None
+    return _fixed_loader(run, engine, run.split.validation, run.state.config.validation.samples)
+
+
+def training_probe(run: Run, engine: Engine) -> Loader | None:
+    """Fixed windows of training episodes, to measure like held-out ones; None when none are asked for."""
+    count = run.state.config.validation.training_samples
+    return _fixed_loader(run, engine, run.split.training, count) if count else None
+
+
+def _fixed_loader(run: Run, engine: Engine, episodes: np.ndarray, windows: int) -> Loader:
     config = run.state.config
     return build_validation_loader(
         run.reader,
-        run.split.validation,
+        episodes,
         run.processor,
         batch_size=config.batch.per_device,
-        windows=config.validation.samples,
+        windows=windows,
         world=engine.world_size,
         rank=engine.rank,
         workers=min(1, config.data.workers),
@@ -221,6 +235,11 @@ def nothing_held_out(config: RunConfig, split: EpisodeSplit) -> str | None:
 def places_of(run: Run, positions: Sequence[int]) -> list[tuple[int, int]]:
     """(episode, step) of global positions in the training order."""
     return run.places.at(positions)
+
+
+def all_instructions(reader: EpisodeReader) -> set[str]:
+    """Every wording of every episode's instruction."""
+    return {text for e in range(len(reader.lengths)) for group in reader.instruction_variants(e) for text in group}
 
 
 def _places(config: RunConfig, reader: EpisodeReader, split: EpisodeSplit) -> TrainingPlaces:

@@ -23,7 +23,7 @@ class Ema:
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], step: int) -> None:
         """Move the average towards the weights after the update number ``step`` (0 is the first)."""
-        factor = 1.0 if step < self.config.start_step else 1 - self.config.decay
+        factor = 1 - self.config.decay_at(step)
         alike = [name for name, average in self.average.items() if weights[name].dtype == average.dtype]
         if alike:
             torch._foreach_lerp_([self.average[n] for n in alike], [weights[n].detach() for n in alike], factor)

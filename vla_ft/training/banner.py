@@ -121,7 +121,8 @@ def _data(run: Run) -> dict[str, str]:
         "data": f"{about.name} ({run.data_path}), " + (f"{about.fps:g} Hz" if about.fps else "several rates"),
         **_mix(run),
         "episodes": f"{len(run.split.training)} training, {len(run.split.validation)} held out "
-        f"(seed {run.state.config.seed})" + (f"; {run.dropped}" if data.drops_unlabeled else ""),
+        f"(seed {run.state.config.seed})"
+        + (f"; {run.dropped}" if data.drops_unlabeled or run.dropped.left_out else ""),
         "damaged": _damaged(run),
         "windows": f"{len(run.training_windows):,} training, {len(run.validation_windows):,} held out",
         "cameras": cameras or "none",

@@ -16,7 +16,14 @@ from rich.console import Console
 from vla_ft.checkpoints import CONFIGURATION, step_folder, write_json
 from vla_ft.config import RunConfig
 from vla_ft.errors import UserError
-from vla_ft.training.assembly import Run, assemble, held_out_loader, nothing_held_out, training_batches
+from vla_ft.training.assembly import (
+    Run,
+    assemble,
+    held_out_loader,
+    nothing_held_out,
+    training_batches,
+    training_probe,
+)
 from vla_ft.training.banner import print_banner
 from vla_ft.training.checkpointing import CheckpointStore, disk_errors, sole_writer
 from vla_ft.training.collective import on_all, on_main
@@ -136,6 +143,7 @@ def _data_record(run: Run) -> dict[str, Any]:
         "training_episodes": len(run.split.training),
         "held_out_episodes": len(run.split.validation),
         "dropped_without_instruction": run.dropped.unlabeled,
+        "left_out_episodes": list(run.dropped.left_out),
         "damaged_episodes": [dataclasses.asdict(one) for one in run.damaged.episodes],
     }
 
@@ -157,7 +165,9 @@ def _loop(
     told: Observers,
 ) -> Report:
     state, config = run.state, run.state.config
-    batches, held_out = TimedBatches(training_batches(run, engine)), held_out_loader(run, engine)
+    batches = TimedBatches(training_batches(run, engine))
+    loaders = {"validation": held_out_loader(run, engine), "training_sample": training_probe(run, engine)}
+    measured = {name: loader for name, loader in loaders.items() if loader is not None}
     pace = Pace(batches)
     restore_generators(generators, engine.device)  # only now: making the loader's iterator may draw random numbers
     scalars: dict[str, float] = {}
@@ -175,8 +185,9 @@ def _loop(
             due = _due(state.step, config, stop)
             line.update(state.step, losses["loss"], due["log"])
             scalars = _scalars(run, losses, line, pace) | gpu.read() if due["log"] else {}
-            if due["validation"] and held_out is not None:
-                scalars |= validate(run, held_out, engine)
+            for name, windows in measured.items() if due["validation"] else ():
+                scalars |= validate(run, windows, engine, name)
+            if "validation/loss" in scalars:
                 scalars[VALIDATION_LOSS] = scalars["validation/loss"]
             if tracker is not None and scalars:
                 tracker.write(state.step, scalars)

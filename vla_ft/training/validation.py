@@ -23,14 +23,16 @@ Totals = dict[tuple[str, str], float]
 
 
 @torch.no_grad()
-def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, float]:
-    """Means over all held-out windows of all processes, with the averaged weights when there are any. Collective.
+def validate(run: Run, batches: Iterable[Batch], engine: Engine, prefix: str = "validation") -> dict[str, float]:
+    """Means over all windows of all processes, with the averaged weights when there are any. Collective.
 
-    ``validation/action_l1`` is the mean absolute error of ``sample`` in normalised units, ``validation/action_mae`` in
-    robot units; steps past an episode's end do not count. ``validation/action_within_X`` is the share of steps whose
-    every dimension is nearer than the threshold X, normalised. No number depends on how the windows are batched. Random
-    numbers drawn here come from a fork with the run's seed: the run itself goes on as if validation had not happened.
-    Raises UserError for a sample that cannot be read.
+    ``prefix`` comes before the names of the numbers: ``validation/action_l1`` is the mean absolute error of ``sample``
+    in normalised units, ``validation/action_mae`` in robot units; steps past an episode's end do not count.
+    ``validation/action_within_X`` is the share of steps whose every dimension is nearer than the threshold X,
+    normalised. None of these depends on how the windows are batched; the policy's own measures
+    (``Model.sample_metrics``) are means over batches, a shorter one weighing less. Random numbers drawn here come from
+    a fork with the run's seed: the run itself goes on as if validation had not happened. Raises UserError for a sample
+    that cannot be read.
     """
     model, ema = engine.model, run.state.ema
     devices = [engine.device] if engine.device.type == "cuda" else []
@@ -49,7 +51,7 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine) -> dict[str, fl
         model.train(was_training)
         engine.settle()
     engine.agree(mistakes[0] if mistakes else None)
-    return _means(totals, engine)
+    return _means(totals, engine, prefix)
 
 
 def _until_mistake(batches: Iterable[Batch], mistakes: list[str]) -> Iterator[Batch]:
@@ -100,15 +102,17 @@ def _sums(engine: Engine, processor: Processor, batch: Batch, thresholds: Sequen
     sums["action_l1", STEPS] = float(error.mean(-1).sum())
     sums |= {(f"action_within_{limit:g}", STEPS): float(rows_within(error, limit).sum()) for limit in thresholds}
     sums["action_mae", STEPS] = float(robot_error.mean(-1)[real.cpu().numpy()].sum())
+    for name, value in engine.model.sample_metrics(predicted, batch).items():
+        sums[name, SAMPLES] = float(value) * samples
     return sums | {COUNT[SAMPLES]: samples, COUNT[STEPS]: steps}
 
 
-def _means(totals: Totals, engine: Engine) -> dict[str, float]:
+def _means(totals: Totals, engine: Engine, prefix: str) -> dict[str, float]:
     names = engine.broadcast(sorted(totals))  # a process may hold no window at all; the main one always does
     sums = torch.tensor([totals.get(name, 0.0) for name in names], dtype=torch.float64, device=engine.device)
     whole = dict(zip(names, engine.sum(sums).tolist(), strict=True))
     counts = {over: max(1.0, whole.pop(COUNT[over])) for over in (SAMPLES, STEPS)}
     means: dict[str, float] = {}
     for (name, over), value in whole.items():
-        means[f"validation/{name}"] = means.get(f"validation/{name}", 0.0) + value / counts[over]
+        means[f"{prefix}/{name}"] = means.get(f"{prefix}/{name}", 0.0) + value / counts[over]
     return means

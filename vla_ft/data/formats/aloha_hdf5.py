@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from vla_ft.data.formats.aloha_index import open_table, sound_kinds
+from vla_ft.data.formats.aloha_instructions import read_variants
 from vla_ft.data.formats.aloha_layout import (
     COLUMNS,
     IMAGES,
@@ -19,6 +20,7 @@ from vla_ft.data.formats.aloha_layout import (
     EpisodeHeader,
     check_agreement,
     list_episodes,
+    task_of,
 )
 from vla_ft.data.formats.base import EpisodeReader, beyond_float32
 from vla_ft.data.formats.hdf5_files import HDF5_DAMAGE, OpenFile, OpenFiles, open_hdf5
@@ -62,7 +64,8 @@ class AlohaHdf5Reader(EpisodeReader):
 
         ``cameras``: which to read, all by default. ``fps``: steps per second; the files' attribute ``fps`` or 50 by
         default. ``sim``: for files without that attribute. ``instruction``: for files without the attribute
-        ``language_instruction``. ``jpeg_channels``: ``bgr`` for recorders that gave RGB frames to OpenCV's encoder,
+        ``language_instruction`` whose folder has no wordings either (``aloha_instructions``).
+        ``jpeg_channels``: ``bgr`` for recorders that gave RGB frames to OpenCV's encoder,
         which takes them for BGR (Physical-Intelligence/openpi#304, RoboTwin-Platform/RoboTwin#473). ``action_kind``,
         ``action_mode``: for sets that keep the layout and not its joint targets. ``open_files``: how many stay open in
         a process; opening one costs as much as reading ten samples.
@@ -83,7 +86,9 @@ class AlohaHdf5Reader(EpisodeReader):
         self._first, self._stamp = headers[0].path, table.stamp
         self.lengths = np.where(np.isin(table.kind, sound), table.lengths, 0)
         self.action_offset = 0 if _is_sim(headers, sim) else -1
-        self._texts, self._text = [text or instruction for text in table.texts], table.text
+        self._texts, self._text, self._instruction = table.texts, table.text, instruction
+        tasks = sorted({task_of(name) for name in self.paths.names})
+        self._variants = {task: read_variants(self.paths.folder / task) for task in tasks}
         self._files = OpenFiles(open_files)
         self._fingerprint: str | None = None
         self._encoded = {camera for camera in chosen if headers[0].cameras[camera] is None}
@@ -111,7 +116,15 @@ class AlohaHdf5Reader(EpisodeReader):
 
     def instruction(self, episode: int) -> str:
         """See ``EpisodeReader.instruction``."""
-        return "" if episode in self.damage else self._texts[self._text[episode]]
+        if episode in self.damage:
+            return ""
+        variants = self._variants[task_of(self.name_of(episode))] or ((self._instruction,),)
+        return self._texts[self._text[episode]] or variants[0][0]
+
+    def instruction_variants(self, episode: int) -> tuple[tuple[str, ...], ...]:
+        """See ``EpisodeReader.instruction_variants``; an instruction in the episode's own file has one wording."""
+        variants, own = self._variants[task_of(self.name_of(episode))], self.instruction(episode)
+        return variants if variants is not None and variants[0][0] == own else ((own,),)
 
     def times(self, episode: int) -> np.ndarray | None:
         """See ``EpisodeReader.times``: a dataset of one number a step under a name that recorders use."""
@@ -128,7 +141,7 @@ class AlohaHdf5Reader(EpisodeReader):
         return None
 
     def name_of(self, episode: int) -> str:
-        """The episode's file name."""
+        """The episode's file name, behind its folder where the set has several."""
         return self.paths.names[episode]
 
     def fingerprint(self) -> str:
@@ -145,7 +158,7 @@ class AlohaHdf5Reader(EpisodeReader):
     def _hash_numbers(self) -> str:
         digest = hashlib.sha256(f"aloha_hdf5 {self.action_offset}".encode())
         for episode, (path, length) in enumerate(zip(self.paths, self.lengths, strict=True)):
-            digest.update(f"{path.name} {length}".encode())
+            digest.update(f"{self.name_of(episode)} {length}".encode())
             if episode in self.damage:
                 continue
             with open_hdf5(path) as file:
@@ -154,8 +167,8 @@ class AlohaHdf5Reader(EpisodeReader):
         return digest.hexdigest()
 
     def sources(self) -> dict[str, Path]:
-        """See ``EpisodeReader.sources``: one file an episode, by its file name."""
-        return {path.name: path for path in self.paths}
+        """See ``EpisodeReader.sources``: one file an episode, by its name (``name_of``)."""
+        return dict(zip(self.paths.names, self.paths, strict=True))
 
     def reading(self) -> dict[str, str]:
         """See ``EpisodeReader.reading``."""

@@ -42,7 +42,10 @@ class EpisodeHeader:
 
 
 class EpisodePaths(Sequence[Path]):
-    """The files ``names`` of ``folder``, made into paths when they are asked for: sets may have many."""
+    """The files ``names`` of ``folder``, made into paths when they are asked for: sets may have many.
+
+    A name holds the folders on the way, where there are any: ``task/episode_0.hdf5``.
+    """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder, self.names = folder, names
@@ -60,20 +63,24 @@ class EpisodePaths(Sequence[Path]):
         return self.folder / self.names[place]
 
 
+def task_of(name: str) -> str:
+    """The folders on the way to a file: ``task`` of ``task/episode_0.hdf5``, empty for ``episode_0.hdf5``."""
+    return name.rpartition("/")[0]
+
+
 def list_episodes(path: Path) -> EpisodePaths:
-    """The episode files of a folder in the order of their numbers, or the one file given. Raises UserError."""
+    """The episode files of a folder in the order of their numbers, or the one file given. Raises UserError.
+
+    A folder without files of its own stands for the folders in it, one a task, in the order of their names.
+    """
     if path.is_file():
         return EpisodePaths(path.parent, [path.name])
     if not path.is_dir():
         raise UserError(f"No dataset at {path}. Expected a folder of episode_<number>.hdf5 files, or one such file.")
-    if (path / UNFINISHED).exists():
-        raise UserError(
-            f"{path} is not finished: what wrote it was interrupted. Give that command again, and it goes on; or "
-            f"remove {path / UNFINISHED} to use the episodes that are there."
-        )
+    _refuse_unfinished(path)
     present = os.listdir(path)
-    files = [name for name in present if name.startswith("episode_") and name.endswith(".hdf5")]
-    numbers = {name: int(match[1]) for name in files if (match := EPISODE_FILE.fullmatch(name))}
+    files = [name for name in present if name.startswith("episode_") and name.endswith(".hdf5")] or _below(path)
+    numbers = {n: int(match[1]) for n in files if (match := EPISODE_FILE.fullmatch(n.rpartition("/")[2]))}
     strange = sorted(set(files) - numbers.keys())
     if strange:
         raise UserError(
@@ -85,7 +92,23 @@ def list_episodes(path: Path) -> EpisodePaths:
             f"No episodes in {path}: expected episode_<number>.hdf5 files, found "
             f"{', '.join(sorted(present)[:5]) or 'nothing'}. Point data.path to the folder that holds them."
         )
-    return EpisodePaths(path, sorted(files, key=lambda name: (numbers[name], name)))
+    return EpisodePaths(path, sorted(files, key=lambda name: (task_of(name).split("/"), numbers[name], name)))
+
+
+def _below(path: Path) -> list[str]:
+    """Episode files in the folders of a folder, relative to it. Raises UserError for one that is not finished."""
+    found = [file.relative_to(path).as_posix() for file in path.rglob("episode_*.hdf5")]
+    for task in sorted({task_of(name) for name in found}):
+        _refuse_unfinished(path / task)
+    return found
+
+
+def _refuse_unfinished(path: Path) -> None:
+    if (path / UNFINISHED).exists():
+        raise UserError(
+            f"{path} is not finished: what wrote it was interrupted. Give that command again, and it goes on; or "
+            f"remove {path / UNFINISHED} to use the episodes that are there."
+        )
 
 
 def inspect_episode(path: Path) -> EpisodeHeader:

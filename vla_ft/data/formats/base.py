@@ -25,6 +25,8 @@ class EpisodeReader(ABC):
     action_offset: int = 0
     """Where an action chunk starts relative to its observation. Real ALOHA recordings use -1: the command that led to
     an observation was stored with it, one step late (act, ``utils.py`` of the published code)."""
+    left_out: Mapping[int, str] = {}
+    """Episodes that keep their number and are neither trained nor validated on, and why, in words."""
     assumed: Mapping[str, str] = {}
     """What the description says although the files do not, in words, by the description's field."""
 
@@ -39,6 +41,19 @@ class EpisodeReader(ABC):
     def resolve(self, episode: int) -> tuple[EpisodeReader, int]:
         """The reader that holds an episode, and its number there: a mixture of datasets answers with one of them."""
         return self, episode
+
+    def all_proprio(self, episode: int) -> np.ndarray:
+        """Proprioception float32 [N, P] of all recorded steps, those included that a wrapper leaves out."""
+        return self.read(episode, np.arange(self.lengths[episode]), ("proprio",))["proprio"]
+
+    def recorded_length(self, episode: int) -> int:
+        """Steps of an episode as it was recorded, before a wrapper left some out."""
+        return int(self.lengths[episode])
+
+    def instruction_variants(self, episode: int) -> tuple[tuple[str, ...], ...]:
+        """Groups of wordings of one instruction, the first group being ``instruction`` itself; a group is drawn, then a
+        wording of it."""
+        return ((self.instruction(episode),),)
 
     def times(self, episode: int) -> np.ndarray | None:
         """Recorded seconds of every step, float64 [steps]; None where the files hold no clock."""

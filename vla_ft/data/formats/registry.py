@@ -46,7 +46,11 @@ _NOT_TYPED = ("name", "cache", "open_files")
 """Options of readers that code gives and no command line takes."""
 
 SIGNS: dict[str, Callable[[Path], bool]] = {
-    "aloha_hdf5": lambda p: p.suffix == ".hdf5" if p.is_file() else any(p.glob("episode_*.hdf5")),
+    "aloha_hdf5": lambda p: (
+        p.suffix == ".hdf5"
+        if p.is_file()
+        else any(path for pattern in ("episode_*.hdf5", "*/episode_*.hdf5") for path in p.glob(pattern))
+    ),
     "npy": is_npy,
     "lerobot": lambda p: p.is_dir() and (p / "meta" / "info.json").is_file(),
     "rlds": is_tfds,
@@ -126,7 +130,7 @@ def open_writer(
 
 def _recognise(path: Path) -> str:
     matches = [name for name, looks_like in SIGNS.items() if looks_like(path)]
-    if matches == ["rlds"]:
+    if "rlds" in matches and (matches == ["rlds"] or not any(path.glob("episode_*.hdf5"))):
         _refuse_parent(path)
     if len(matches) == 1:
         return matches[0]

@@ -1,0 +1,124 @@
+"""The published interface gives what the predictor gives, and the loop plays chunks slowly enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rdt_examples import mock_batch, tiny
+
+from vla_ft.deployment.bimanual_loop import LoopConfig, Seen, approach, drive
+from vla_ft.deployment.rdt_step import RoboticDiffusionTransformerModel
+from vla_ft.errors import UserError
+from vla_ft.policies.rdt.config import VectorConfig
+from vla_ft.policies.rdt.model import Rdt
+
+
+@pytest.fixture
+def policy() -> RoboticDiffusionTransformerModel:
+    torch.manual_seed(0)
+    model = Rdt(tiny(vector="agilex"))
+    torch.nn.init.normal_(model.model.final_layer.ffn_final.fc2.weight)
+    return RoboticDiffusionTransformerModel(model, control_frequency=50, device="cpu")
+
+
+def test_step_is_the_predictors_prediction(policy: RoboticDiffusionTransformerModel, tmp_path: Path) -> None:
+    batch, processor = mock_batch(tmp_path, tiny(vector="agilex"), [(0, 0)])
+    torch.manual_seed(3)
+    expected = processor.unnormalize(policy.model.sample(batch))
+    raw = processor.state_map.from_vector(batch["state"][0].numpy())
+    now = {key: batch[key][0, 1].numpy() for key in ("image_top", "image_wrist")}
+    pictures = [None, None, None, now["image_top"], now["image_wrist"], None]
+    for text in ("move to the disc", policy.language.get("move to the disc")[None]):
+        torch.manual_seed(3)
+        found = policy.step(raw, pictures, text)
+        assert found.shape == (1, 4, 14) and found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_grippers_are_scaled_on_the_way_in_and_out(policy: RoboticDiffusionTransformerModel) -> None:
+    seen: list[torch.Tensor] = []
+    policy.model.sample_from = lambda given, images, noise: seen.append(given.state) or torch.ones(1, 4, 128)  # type: ignore
+    proprio = np.zeros((1, 14))
+    proprio[0, [6, 13]] = 4.7908, 4.7888
+    chunk = policy.step(proprio, [None] * 6, "go")
+    assert seen[0][0, 0, [60, 10]].tolist() == pytest.approx([1.0, 1.0])
+    assert chunk[0, 0, [6, 13]].tolist() == pytest.approx([11.8997, 13.9231], rel=1e-6)
+    assert chunk[0, 0, [0, 12]].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("proprio", "images", "text", "told"),
+    [
+        (np.zeros((2, 14)), [None] * 6, "go", r"expected \[1, 14\]"),
+        (np.zeros(14), [None] * 3, "go", "3 images, expected 6"),
+        (np.zeros(14), [None] * 5 + [np.zeros((4, 4), np.uint8)], "go", "expected RGB"),
+        (np.zeros(14), [None] * 6, torch.zeros(1, 3, 5), r"expected \[1, tokens, 12\]"),
+    ],
+)
+def test_wrong_inputs_are_told(
+    policy: RoboticDiffusionTransformerModel, proprio: np.ndarray, images: list[object], text: object, told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        policy.step(proprio, images, text)  # type: ignore[arg-type]
+
+
+def test_other_robots_are_refused() -> None:
+    with pytest.raises(UserError, match="drives two arms"):
+        RoboticDiffusionTransformerModel(Rdt(tiny(vector=VectorConfig(action=("gripper_open",)))), device="cpu")
+
+
+class Line:
+    """A robot that reaches what it is told at once."""
+
+    def __init__(self) -> None:
+        self.qpos = np.zeros(14, dtype=np.float32)
+        self.commands: list[np.ndarray] = []
+
+    def observe(self) -> Seen:
+        return Seen(self.qpos, np.full((8, 8, 3), len(self.commands) % 256, dtype=np.uint8))
+
+    def command(self, action: np.ndarray) -> None:
+        self.commands.append(action)
+        self.qpos = action
+
+
+class Rising:
+    """Chunks that go up by 0.025 an action, from where the robot is."""
+
+    def __init__(self) -> None:
+        self.images: list[list[np.ndarray | None]] = []
+
+    def step(self, proprio: np.ndarray, images: list[np.ndarray | None], text_embeds: object) -> torch.Tensor:
+        self.images.append(images)
+        return torch.stack([torch.from_numpy(proprio) + 0.025 * (i + 1) for i in range(4)])[None]
+
+
+def test_chunks_are_played_in_small_steps_and_planned_anew() -> None:
+    robot, policy = Line(), Rising()
+    config = LoopConfig(ticks=24, jpeg=None)
+    assert drive(policy, robot, "go", config) == 24
+    moves = np.diff(np.stack([np.zeros(14), *robot.commands]), axis=0)
+    assert np.abs(moves).max() <= 0.01 + 1e-6
+    np.testing.assert_allclose(robot.commands[-1], 0.2, atol=1e-6)  # two chunks of four, three commands an action
+    assert len(policy.images) == 2 and policy.images[0][:3] == [None, None, None]
+    past, now = policy.images[1][0], policy.images[1][3]
+    assert past is not None and now is not None
+    assert (past[0, 0, 0], now[0, 0, 0]) == (9, 12)  # one action before, and now
+
+
+def test_a_loop_ends_when_it_is_told_to() -> None:
+    robot = Line()
+    config = LoopConfig(interpolate=False, execute=2)
+    assert drive(Rising(), robot, "go", config, done=lambda: len(robot.commands) >= 5) == 5
+    np.testing.assert_allclose([c[0] for c in robot.commands], [0.025, 0.05, 0.075, 0.1, 0.125], atol=1e-6)
+
+
+def test_grippers_may_move_faster() -> None:
+    target = np.zeros(14)
+    target[6] = 0.4
+    assert len(list(approach(np.zeros(14), target, LoopConfig()))) == 2
+    target[0] = 0.05
+    assert len(list(approach(np.zeros(14), target, LoopConfig()))) == 5

@@ -1,0 +1,1 @@
+"""Embedding instructions once, before training."""

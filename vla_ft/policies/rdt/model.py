@@ -1,0 +1,190 @@
+"""RDT: a chunk of unified action vectors from pictures, an instruction's embedding, the state and the control rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vla_ft.data.sample import IMAGE_PREFIX
+from vla_ft.policies.base import FEATURE_PREFIX, Batch, FrozenFeatures, Loss, Model
+from vla_ft.policies.rdt import metrics
+from vla_ft.policies.rdt.conditions import Conditions, hidden, of_batch
+from vla_ft.policies.rdt.config import Config
+from vla_ft.policies.rdt.core import Core
+from vla_ft.policies.rdt.diffusion import add_noise, solve
+from vla_ft.policies.rdt.embeddings import Adaptor
+from vla_ft.policies.rdt.vector import WIDTH
+from vla_ft.policies.rdt.vision import ImageTower, with_background
+
+BACKGROUND = FEATURE_PREFIX + "background"
+
+
+class Rdt(Model):
+    """Adaptors and core with the names of published checkpoints, and the frozen image tower as ``vision``.
+
+    Batch: ``state`` float [B, 1, 128] with ``state_mask`` [B, 128]; ``ctrl_freq`` int [B]; ``lang_tokens`` [B, L, W]
+    with ``lang_mask`` bool [B, L]; ``image_<camera>`` uint8 [B, T, H, W, 3] with ``image_valid`` bool [B, T, 3], in
+    the order of ``Config.cameras``; for the loss ``action`` [B, H, 128], and in training ``state_std`` and
+    ``state_mean`` [B, 128] and ``lang_empty`` [B, n, W]. What the frozen tower gave may stand for the pictures:
+    ``feature_image_<camera>`` and ``feature_background`` [B, T, N, W].
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.cameras = config.cameras.in_order
+        dim, vision = config.hidden_size, config.vision
+        self.vision = ImageTower(vision)
+        self.lang_adaptor = Adaptor(config.language_adaptor, config.language.width, dim)
+        self.img_adaptor = Adaptor(config.image_adaptor, vision.hidden_size, dim)
+        self.state_adaptor = Adaptor(config.state_adaptor, 2 * WIDTH, dim)
+        self.model = Core(
+            dim=dim,
+            depth=config.depth,
+            heads=config.heads,
+            horizon=config.chunk_size,
+            out=WIDTH,
+            language_tokens=config.language.max_tokens,
+            image_grid=(config.history, len(self.cameras)),
+            patches=vision.tokens,
+            norm=config.norm,
+        )
+        _start_adaptors(self)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Mean squared error over all 128 dimensions, as published. Conditions are hidden at random in training."""
+        given = of_batch(batch)
+        if self.training:
+            given = hidden(given, batch, self.config.conditions)
+        action = batch["action"]
+        noise = torch.randn_like(action)
+        time = torch.randint(0, self.config.train_steps, (len(action),), device=action.device)
+        return Loss(self.loss(given, self.image_tokens(batch, given.valid), action, noise, time))
+
+    def loss(self, given: Conditions, images: Tensor, action: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """The loss with noise [B, H, 128] and levels int [B] given; ``images`` [B, T * C * N, W] are image tokens."""
+        noisy = add_noise(action, noise, time, self.config.train_steps)
+        predicted = self.denoise(given, *self.adapt(given, images), noisy, time)
+        target = action if self.config.prediction == "sample" else noise
+        return F.mse_loss(predicted.float(), target.float())
+
+    def sample(self, batch: Batch) -> Tensor:
+        """Unified action chunk [B, H, 128], zero outside the robot's places; noise from torch's default generator."""
+        given = of_batch(batch)
+        shape = (len(given.state), self.config.chunk_size, WIDTH)
+        noise = torch.randn(shape, device=given.state.device, dtype=given.state.dtype)
+        return self.sample_from(given, self.image_tokens(batch, given.valid), noise)
+
+    def sample_from(self, given: Conditions, images: Tensor, noise: Tensor) -> Tensor:
+        """``sample`` from given noise [B, H, 128]."""
+        language, pictures = self.adapt(given, images)
+        config = self.config
+        clean = solve(
+            lambda noisy, time: self.denoise(given, language, pictures, noisy, time),
+            noise,
+            steps=config.inference_steps,
+            train_steps=config.train_steps,
+            prediction=config.prediction,
+        )
+        return clean * given.mask
+
+    def adapt(self, given: Conditions, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Language [B, L, D] and image tokens [B, N, D] at the core's width."""
+        return self.lang_adaptor(given.language), self.img_adaptor(images)
+
+    def denoise(self, given: Conditions, language: Tensor, images: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """What the network says of ``noisy`` [B, H, 128] at ``time`` int [B] or [1], with what ``adapt`` gave."""
+        tokens = torch.cat((given.state, noisy), dim=1)
+        tokens = torch.cat((tokens, given.mask.expand_as(tokens)), dim=2)
+        return self.model(self.state_adaptor(tokens), given.rate, time, language, images, given.language_mask)
+
+    def image_tokens(self, batch: Batch, valid: Tensor) -> Tensor:
+        """[B, T * C * N, W]: time first, then cameras; pictures that are not ``valid`` bool [B, T, C] are grey."""
+        found, background = self._seen(batch)
+        size, steps = valid.shape[:2]
+        empty = background.expand(size, steps, *background.shape[-2:])
+        columns = [empty if camera is None else found[IMAGE_PREFIX + camera] for camera in self.cameras]
+        tokens = torch.stack([column.to(background.dtype) for column in columns], dim=2)
+        shown = with_background(tokens.flatten(1, 2), valid.flatten(1), background)
+        return shown.flatten(1, 2)
+
+    def picture_tokens(self, pictures: Sequence[Tensor | None]) -> Tensor:
+        """[1, n * N, W] of ``pictures``, each uint8 [1, H, W, 3] of any size or None, which is grey."""
+        anchor = next(self.parameters())
+        shown = [picture for picture in pictures if picture is not None]
+        groups, background = self.vision(shown or [torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=anchor.device)])
+        found = iter(groups)
+        return torch.cat([background if picture is None else next(found)[0] for picture in pictures])[None]
+
+    def _seen(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Tokens [B, T, N, W] of each camera, computed or as they were cached, and of the grey picture [N, W]."""
+        keys = self._image_keys()
+        if BACKGROUND in batch:
+            return {key: batch[FEATURE_PREFIX + key] for key in keys}, batch[BACKGROUND][0, 0]
+        pictures = [batch[key] for key in keys]
+        groups, background = self.vision([picture.flatten(0, 1) for picture in pictures])
+        shaped = [tokens.unflatten(0, picture.shape[:2]) for tokens, picture in zip(groups, pictures, strict=True)]
+        return dict(zip(keys, shaped, strict=True)), background
+
+    def _image_keys(self) -> Sequence[str]:
+        return [IMAGE_PREFIX + camera for camera in self.cameras if camera is not None]
+
+    def _features(self, batch: Batch) -> dict[str, Tensor]:
+        found, background = self._seen(batch)
+        rows = {FEATURE_PREFIX + key: tokens[:, -1] for key, tokens in found.items()}
+        return rows | {BACKGROUND: background.expand(len(next(iter(rows.values()))), -1, -1)}
+
+    def sample_metrics(self, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The published measures, in the units of the unified vector."""
+        action, mask = batch["action"], batch["state_mask"]
+        relative = metrics.relative_error(predicted, action, batch["state_norm"])
+        return {
+            "overall_avg_sample_mse": metrics.pooled(metrics.squared_error(predicted, action), mask),
+            "overall_avg_sample_l2err": metrics.pooled(relative, mask),
+        }
+
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """``vision``: the image tower; ``adaptors``; ``core``: the transformer."""
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"vision": [], "adaptors": [], "core": []}
+        for name, parameter in self.named_parameters():
+            part = {"vision": "vision", "model": "core"}.get(name.partition(".")[0], "adaptors")
+            groups[part].append((name, parameter))
+        return groups
+
+    def blocks(self) -> list[nn.Module]:
+        """Layers of the tower, then of the core."""
+        tower = self.vision.layers() if isinstance(self.vision, ImageTower) else []
+        return [*tower, *self.model.blocks]
+
+    def frozen_features(self) -> dict[str, FrozenFeatures]:
+        """The tower: its tokens depend on one picture alone. The grey picture's come along with every frame."""
+        keys = tuple(self._image_keys())
+        if not keys:
+            return {}
+        vision = self.config.vision
+        return {
+            "vision": FrozenFeatures(
+                module="vision",
+                inputs=keys,
+                replaces=keys,
+                outputs=(*(FEATURE_PREFIX + key for key in keys), BACKGROUND),
+                scope="frame",
+                compute=self._features,
+                settings={
+                    "trunk": f"SigLIP {vision.depth} x {vision.hidden_size}, patches of {vision.patch_size}",
+                    "images": f"square with grey borders, {vision.image_size} pixels, bicubic",
+                    "normalisation": "mean 0.5, std 0.5",
+                },
+            )
+        }
+
+
+def _start_adaptors(model: Rdt) -> None:
+    for adaptor in (model.lang_adaptor, model.img_adaptor, model.state_adaptor):
+        for layer in adaptor:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
