@@ -410,8 +410,11 @@ def test_features_of_frames_and_of_whole_samples(tmp_path: Path) -> None:
             assert features_batch[key].dtype == value.dtype
             torch.testing.assert_close(features_batch[key], value)
 
-    again = AlohaHdf5Reader(next(tmp_path.glob("mock_*")))
-    again._instructions = dict.fromkeys(range(3), "another task")
+    class Retold(AlohaHdf5Reader):
+        def instruction(self, episode: int) -> str:
+            return "another task"
+
+    again = Retold(next(tmp_path.glob("mock_*")))
     with pytest.raises(UserError, match="the instructions differ"):
         cache_features(config, engine, again, whole, processor, None, print)
 
