@@ -71,9 +71,8 @@ def operations(action: Callable[[], object]) -> int:
 
 def measure(action: Callable[[], object], repetitions: int) -> dict[str, Any]:
     """Medians of the seconds, and of each repetition's multiple of its matrix products' time at the rate then."""
-    flops = operations(action)
+    flops = operations(action)  # and warms up
     products = flops / (2 * 2048**3)
-    action()
     rows = []
     for _ in range(repetitions):
         before, taken, after = product(), seconds(action), product()
@@ -150,18 +149,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     before = os.getloadavg()
-    actions = head_actions()
-    found: dict[str, Any] = {name: measure(action, options.repetitions) for name, action in actions.items()}
-    for name, action in actions.items():
-        found[name]["share_of_its_own_products"] = share_of_products(action)
-    found |= {
+    found: dict[str, Any] = {
         "cached_features_counted": counted_gain(),
         "setting": {"batch": BATCH, "repeats": REPEATS, "chunk": [HORIZON, ACTIONS], "head": "DiT-B", "guidance": 1.5},
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-                    "threads": torch.get_num_threads(), "torch": torch.__version__,
-                    "load_before": before, "load_after": os.getloadavg()},
+                    "threads": torch.get_num_threads(), "torch": torch.__version__, "load_before": before},
     }  # fmt: skip
-    options.result.write_text(json.dumps(found, indent=1))
+    for name, action in head_actions().items():
+        found[name] = measure(action, options.repetitions)
+        found[name]["share_of_its_own_products"] = share_of_products(action)
+        found["machine"]["load_after"] = os.getloadavg()
+        options.result.write_text(json.dumps(found, indent=1))
     for name in ("training_step", "ddim_10"):
         one = found[name]
         print(
