@@ -49,14 +49,6 @@ def golden_root(pytestconfig: pytest.Config) -> Path:
     return pytestconfig.getoption("--golden-root")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Several processes share the suite by files, so that a module's runs are made once; one of them has the engine."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "docker" if item.get_closest_marker("docker") is not None else item.nodeid.split("::")[0]
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests under the mark ``gpu`` run where there is a card, and are skipped by name elsewhere."""
     if item.get_closest_marker("gpu") is not None:

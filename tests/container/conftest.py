@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,14 @@ def engine() -> None:
             containers.require_plugin(plugin)
     except UserError as problem:
         pytest.skip(str(problem))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_at_a_time() -> Iterator[None]:
+    """Files of these tests share an engine and names of images: processes that divide the suite take turns."""
+    with (Path(tempfile.gettempdir()) / f"vla_ft_container_tests.{os.getuid()}").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def record(arguments: Sequence[str]) -> Job:
 
 def tests(arguments: Sequence[str] = ()) -> Job:
     """The test suite: the whole of it by a process per core, or what the arguments say, as pytest itself would."""
-    return Job("pytest", tuple(arguments) or ("-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup"))
+    return Job("pytest", tuple(arguments) or ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"))
 
 
 def words(text: str, remainder: str = "") -> list[str]:
