@@ -93,7 +93,7 @@ def test_an_unknown_part_gets_the_nearest_name() -> None:
 def test_a_trained_part_is_refused() -> None:
     model = Toy()
     model.eye[0].bias.requires_grad_(True)
-    with pytest.raises(UserError, match=r"'eye', whose weights are trained .*freeze=\[eye\]"):
+    with pytest.raises(UserError, match=r"'eye', whose weights are trained .*freeze=\[all\]"):
         cacheable(model, ["eye"])
 
 

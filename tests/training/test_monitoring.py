@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import wandb
 from narrow_trunk import narrow_trunk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import TINY
@@ -179,9 +180,10 @@ def test_a_real_card_is_seen_while_it_works(tmp_path):
 
 
 def test_a_sweeps_agent_names_the_run(tmp_path, monkeypatch):
+    """And a run that this process has open already is not taken for it."""
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_RUN_ID", "sweep123")
-    with narrow_trunk():
+    with wandb.init(mode="offline", dir=tmp_path, id="other", name="other"), narrow_trunk():
+        monkeypatch.setenv("WANDB_RUN_ID", "sweep123")
         train(load_run_config([*TINY, f"output={tmp_path}", "steps=1", "logging.wandb=offline", "validation.every=1"]))
     (path,) = (tmp_path / "wandb").glob("offline-run-*/run-sweep123.wandb")
     assert json.dumps(history(path)[-1]["val_loss"])

@@ -60,6 +60,7 @@ class WandbRun:
                 tags=list(config.tags),
                 id=os.environ.get("WANDB_RUN_ID") or _identity(folder),  # a sweep's agent names the run
                 resume="allow" if config.wandb == "online" else None,
+                reinit="create_new",  # by default W&B hands out a run that this process has open already
                 config=settings,
             )
         except wandb.errors.Error as error:
