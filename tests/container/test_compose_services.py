@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 from container_support import USER, Compose
 
+from vla_ft.config import load_run_config, recipe_names
 from vla_ft.host import containers
 from vla_ft.host.compose import GPU_FILE, MAIN_FILE
+from vla_ft.policies.registry import POLICIES
+from vla_ft.training import smoke
 
 pytestmark = pytest.mark.docker
 
@@ -78,6 +82,17 @@ def test_training_run(compose: Compose, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 6 and all(math.isfinite(loss) for loss in losses)
+    assert {path.stat().st_uid for path in (tmp_path / "runs").rglob("*")} == {USER}
+
+
+def test_every_policy_learns_in_the_image(compose: Compose, tmp_path: Path) -> None:
+    """Each mock recipe trains, saves, continues and lowers its loss, with no network and nothing fetched."""
+    finished = compose("run", "--rm", "-T", "smoke", "checkpoint.keep_last=1", HF_HUB_OFFLINE="1")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    told = re.findall(r"^(\S+): ok: loss ([\d.]+) -> ([\d.]+) in \d+ steps", finished.stdout, re.MULTILINE)
+    assert [name for name, *_ in told] == [name for name in recipe_names() if name.endswith(smoke.SUFFIX)]
+    assert {load_run_config([f"recipe={name}"]).policy for name, *_ in told} == set(POLICIES)
+    assert all(float(last) < float(first) for _, first, last in told)
     assert {path.stat().st_uid for path in (tmp_path / "runs").rglob("*")} == {USER}
 
 
