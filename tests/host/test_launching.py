@@ -83,6 +83,7 @@ def test_a_job_runs_in_its_environment_and_folder(monkeypatch):
     class Local:
         def __init__(self, environment, echo):
             self.name = environment.name
+            self.bytecode = Path(f"/{environment.name}/bytecode")
 
         def ensure(self, wheelhouse):
             return Path(f"/{self.name}/python")
@@ -92,11 +93,14 @@ def test_a_job_runs_in_its_environment_and_folder(monkeypatch):
 
     monkeypatch.setattr(launching, "LocalEnvironment", Local)
     monkeypatch.delenv("VLA_FT_DEVICE", raising=False)
-    ran, said, devices = [], [], []
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    ran, said, devices, kept = [], [], [], []
 
     def run(command, env, cwd):
         ran.append((command, env["VLA_FT_ENVIRONMENT"], cwd))
         devices.append(env.get("VLA_FT_DEVICE"))
+        kept.append((env.get("PYTHONDONTWRITEBYTECODE"), env["PYTHONPYCACHEPREFIX"]))
         return 7
 
     cpu = TABLE.environment("cpu")
@@ -106,6 +110,7 @@ def test_a_job_runs_in_its_environment_and_folder(monkeypatch):
     run_local(jobs.record([]), cpu, run=run, echo=said.append)
     assert ran[1] == (["/cpu+sim/python", "-m", "vla_ft", "record"], "cpu", None)
     assert devices == [None, None]
+    assert kept == [(None, "/cpu/bytecode")] * 2
 
     devices.clear()
     for job in (jobs.train([]), jobs.smoke()):
@@ -115,3 +120,6 @@ def test_a_job_runs_in_its_environment_and_folder(monkeypatch):
     monkeypatch.setenv("VLA_FT_DEVICE", "cpu")
     run_local(jobs.train([]), TABLE.environment("cu126"), run=run, echo=said.append)
     assert devices[-1] == "cpu"
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", "/mine")
+    run_local(jobs.train([]), cpu, run=run, echo=said.append)
+    assert kept[-1] == (None, "/mine")

@@ -72,6 +72,11 @@ class LocalEnvironment:
         return self.folder / "bin" / "python"
 
     @property
+    def bytecode(self) -> Path:
+        """Where what runs in it keeps compiled modules, its own and the clone's."""
+        return self.folder / "bytecode"
+
+    @property
     def log(self) -> Path:
         """What pip said when it was made."""
         return self.root / f"{self.environment.name}.log"
