@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from vla_ft.config import RunConfig
@@ -98,6 +97,9 @@ def measure(states: Callable[[], Iterable[Tensor]], step: Callable[[], Any]) -> 
 
 
 def _held(run: Run, engine: Engine, batches: list[Batch]) -> Iterable[Tensor]:
+    # Here, because it takes a second and every run imports this file for its forecast.
+    from torch.distributed.tensor import DTensor
+
     yield from engine.weights.values()
     yield from engine.model.buffers()
     # ZeRO's are the model's own beside its masters; shards are aliased by ``weights``.

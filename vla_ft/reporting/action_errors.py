@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 NAMED = 32
 """More dimensions than this are numbered, not named."""
@@ -20,7 +17,8 @@ def draw_action_errors(numbers: dict[str, Any], path: Path) -> Path:
     joints = numbers["policy_normalized_per_joint_and_step"]
     grid = np.array(list(joints.values()))
     tall = max(3.8, 0.22 * min(len(joints), NAMED) + 1.4)
-    figure, (curves, map_) = plt.subplots(1, 2, figsize=(11, tall), constrained_layout=True)
+    figure = Figure(figsize=(11, tall), layout="constrained")
+    curves, map_ = figure.subplots(1, 2)
     steps = np.arange(1, grid.shape[1] + 1)
     for key, label in {"policy_normalized": "policy", "repeat_last_action_normalized": "repeat last action"}.items():
         curves.plot(steps, numbers[key], label=label, marker="" if len(steps) > 1 else "o")
@@ -34,5 +32,4 @@ def draw_action_errors(numbers: dict[str, Any], path: Path) -> Path:
     figure.colorbar(image, ax=map_, label="mean absolute error, normalised")
     figure.suptitle(f"{Path(numbers['checkpoint']).name}: {numbers['windows']} windows, {numbers['precision']}")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path

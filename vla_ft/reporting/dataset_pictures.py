@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 _FRAME_INCHES = 1.45
 _LABEL_INCHES = 1.0
@@ -27,13 +24,9 @@ def draw_contact_sheet(
     """
     columns = max(len(frames) for _, frames, _ in strips)
     heights = [_FRAME_INCHES * frames.shape[1] / frames.shape[2] for _, frames, _ in strips]
-    figure, rows = plt.subplots(
-        len(strips),
-        squeeze=False,
-        figsize=(_LABEL_INCHES + columns * _FRAME_INCHES, 0.5 + sum(heights) + 0.24 * len(strips)),
-        gridspec_kw={"height_ratios": heights},
-        layout="constrained",
-    )
+    size = (_LABEL_INCHES + columns * _FRAME_INCHES, 0.5 + sum(heights) + 0.24 * len(strips))
+    figure = Figure(figsize=size, layout="constrained")
+    rows = figure.subplots(len(strips), squeeze=False, gridspec_kw={"height_ratios": heights})
     for axes, (label, frames, seconds) in zip(rows[:, 0], strips, strict=True):
         step = max(1, frames.shape[2] // pixels)
         small = np.pad(frames[:, ::step, ::step], ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
@@ -48,7 +41,6 @@ def draw_contact_sheet(
             side.set_visible(False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path
 
 
@@ -66,9 +58,8 @@ def draw_tracks(
     """
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
-    figure, grid = plt.subplots(
-        rows, columns, squeeze=False, sharex=True, figsize=(3.3 * columns, 0.6 + 1.75 * rows), layout="constrained"
-    )
+    figure = Figure(figsize=(3.3 * columns, 0.6 + 1.75 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     cells = list(grid.flat)
     for place, (axes, name) in enumerate(zip(cells, names, strict=False)):
         for label, seconds, values in tracks:
@@ -89,5 +80,4 @@ def draw_tracks(
     figure.suptitle(title, fontsize=10)
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(6, len(labels))), fontsize=7)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path

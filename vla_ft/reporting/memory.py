@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 COLORS = {
     "weights": "#4477aa", "gradients": "#66ccee", "optimizer": "#228833", "average": "#99cc88",
@@ -29,7 +26,8 @@ def draw_memory(
     The label that equals ``marked`` is printed bold.
     """
     shown = list(rows[:MOST])
-    figure, axes = plt.subplots(figsize=(11, 1.9 + 0.34 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(11, 1.9 + 0.34 * len(shown)), layout="constrained")
+    axes = figure.subplots()
     totals = _stack(axes, shown)
     limit = max(card_gib * 1.2, min(max(totals) * 1.16, card_gib * 4))
     for place, (total, (_, _, fits)) in enumerate(zip(totals, shown, strict=True)):
@@ -54,7 +52,6 @@ def draw_memory(
             handle.set_alpha(1.0)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

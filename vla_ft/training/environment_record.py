@@ -31,5 +31,11 @@ def environment_record(engine: Engine) -> dict[str, Any]:
         "engine": engine.name,
         "world_size": engine.world_size,
         "device": torch.cuda.get_device_name(engine.device) if cuda else f"cpu ({os.cpu_count()} cores)",
-        "packages": {d.name: d.version for d in sorted(metadata.distributions(), key=lambda d: d.name.lower())},
+        "packages": _packages(),
     }
+
+
+def _packages() -> dict[str, str]:
+    """Versions by name. Each access to a name or version would parse the package's description again."""
+    described = [distribution.metadata for distribution in metadata.distributions()]
+    return {one["Name"]: one["Version"] for one in sorted(described, key=lambda one: one["Name"].lower())}
