@@ -274,5 +274,8 @@ def meaning(key: Key) -> str:
 
 def foreign_keys() -> dict[str, str]:
     """For somebody who gives open-pi-zero's keys to ``vla-ft train``: what to say instead."""
-    whole = "`vla-ft recipe from-open-pi-zero FILE.yaml key=value` makes a recipe of its files."
-    return {name: f"open-pi-zero's key; here: {meaning(key)}. {whole}" for name, key in KEYS.items()}
+    return {
+        name: f"That is open-pi-zero's; here: {meaning(key)}. "
+        f"`vla-ft recipe from-open-pi-zero FILE.yaml {name}=...` makes a recipe of its training files."
+        for name, key in KEYS.items()
+    }
