@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vla_ft.cli import main
+from vla_ft.config import load_run_config
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "open_pi_zero"
 SCRIPT = EXAMPLES / "slurm" / "test_training_single_gpu_no_slurm.sh"
@@ -41,27 +42,31 @@ def calls_of(script: Path, words: list[str], folder: Path) -> list[list[str]]:
     return [line.split("\x1f") for line in record.read_text().splitlines()]
 
 
-def test_it_goes_on_after_its_checkpoints_and_again_with_another_setting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The original ends at its first checkpoint (spec of open-pi-zero, trap 2)."""
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in {"VLA_LOG_DIR": str(tmp_path / "logs"), "VLA_FT_DEVICE": "cpu", "VLA_DATA_DIR": "data"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    said = []
-    for words in ([], ["train_vlm=True"]):
-        calls = calls_of(SCRIPT, [*TINY, "n_updates=3", "save_model_freq=2", *words], tmp_path)
-        assert [call[:3] for call in calls] == [["-m", "vla_ft", "recipe"], ["-m", "vla_ft", "train"]]
-        for call in calls:
-            assert main(call[2:]) == 0, capsys.readouterr().err
-        said.append(capsys.readouterr().out)
-    assert "Number of trained parameters (Action): 0.000B" in said[0] and "(VLM)" not in said[0]
-    assert "Number of trained parameters (VLM)" in said[1]
-    runs = sorted((tmp_path / "logs" / "test").iterdir())
-    assert len(runs) == 2, "a second start is a run of its own"
-    for run in runs:
-        steps = sorted(path.name for path in (run / "checkpoints").glob("step_*"))
-        assert steps == ["step_00000002", "step_00000003"]
+    return tmp_path / "logs"
+
+
+def test_it_goes_on_after_its_checkpoints_and_begins_anew(
+    tmp_path: Path, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The original ends at its first checkpoint (spec of open-pi-zero, trap 2)."""
+    recipe, train = calls_of(SCRIPT, [*TINY, "n_updates=3", "save_model_freq=2"], tmp_path)
+    assert (recipe[:4], train[:3]) == (["-m", "vla_ft", "recipe", "from-open-pi-zero"], ["-m", "vla_ft", "train"])
+    for call in (recipe, train):
+        assert main(call[2:]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "Number of trained parameters (Action): 0.000B" in said and "(VLM)" not in said
+    (run,) = (logs / "test").iterdir()
+    assert sorted(path.name for path in run.glob("checkpoints/step_*")) == ["step_00000002", "step_00000003"]
+
+    recipe, train = calls_of(SCRIPT, [*TINY, "train_vlm=True"], tmp_path)
+    assert main(recipe[2:]) == 0
+    second = load_run_config(train[3:])
+    assert second.freeze == () and Path(second.output).parent == run.parent and Path(second.output) != run
 
 
 @pytest.mark.nightly

@@ -129,8 +129,10 @@ def _problem(known: Setting | Constant | SameAs | Without, value: Any) -> str | 
     off = " or null" if known.null else ""
     if type(value) is not known.kind:
         return f"expected {_KINDS[known.kind]}{off}"
-    if isinstance(known, Without):
-        return None
+    return None if isinstance(known, Without) else _out_of_range(known, value, off)
+
+
+def _out_of_range(known: Setting, value: Any, off: str) -> str | None:
     if isinstance(value, list) and not all(type(one) in (int, float) and one > 0 for one in value):
         return "expected numbers above 0"
     if known.choices and value not in known.choices:

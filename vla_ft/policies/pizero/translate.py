@@ -142,7 +142,7 @@ def _model(document: Document) -> dict[str, Any]:
 def _constants(document: Document) -> dict[str, float]:
     """What no tensor shows: the rotary bases and the period of the time code. Raises UserError where a file says none.
 
-    Files of before January 2025 know one base, ``joint.config.rope_theta``; the code that read them had a period of
+    Older files (5e04eca) know one base, ``joint.config.rope_theta``; the code that read them had a period of
     10000 (the published checkpoints are theirs).
     """
     joint, experts = "joint.config.rope_theta", ("action_expert_rope_theta", "mixture.action.rope_theta")
