@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ REFUSED = {
     "action_lr=0": "action_lr is 0.* expected more than 0",
     "action_lr=1e-9": r"action_lr=1e-09 is less than action_lr_scheduler\.min_lr=1e-08\. Lower",
     "vlm_lr=1e-9": r"vlm_lr=1e-09 is less than vlm_lr_scheduler\.min_lr",
+    "n_updates=.inf": "expected a finite number",
+    "pretrained_model_path=": "expected text",
     "lora_dropout=1": "expected less than 1",
     "wandb=p": "give wandb its project",
 }
@@ -109,6 +112,14 @@ def with_word(values: dict[str, Any], word: str) -> Translation:
 def test_what_has_no_counterpart_is_refused(word: str, bridge: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=REFUSED[word]):
         with_word(bridge, word)
+
+
+def test_no_value_ends_in_a_traceback(bridge: dict[str, Any]) -> None:
+    for key, known in KEYS.items():
+        if isinstance(known, Setting):
+            for value in (None, 0, -1, 1.5, 1e30, float("inf"), "", "x", [], True):
+                with contextlib.suppress(UserError):
+                    recipe_of(Document("bridge.yaml", {**bridge, key: value}), 8)
 
 
 @pytest.mark.parametrize(("word", "message"), REFUSED_FILES.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -133,6 +134,10 @@ def _problem(known: Setting | Constant | SameAs | Without, value: Any) -> str | 
 
 
 def _out_of_range(known: Setting, value: Any, off: str) -> str | None:
+    if value == "":
+        return f"expected text{off}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "expected a finite number"
     if isinstance(value, list) and not all(type(one) in (int, float) and one > 0 for one in value):
         return "expected numbers above 0"
     if known.choices and value not in known.choices:
