@@ -105,7 +105,6 @@ def _model(document: Document) -> dict[str, Any]:
         raise document.wrong("vision.config.num_image_tokens", f"{pictures}, ({size} / {patch}) squared")
     if tokens - pictures < 3:
         raise document.wrong("max_seq_len", f"{pictures} of the picture and 3 or more of text")
-    vision, vlm, action, joint = "vision.config.", "mixture.vlm.", "mixture.action.", "joint.config."
     return {
         "horizon": document["horizon_steps"],
         "action_dim": document["action_dim"],
@@ -113,6 +112,22 @@ def _model(document: Document) -> dict[str, Any]:
         "image_size": size,
         "patch_size": patch,
         "text_tokens": tokens - pictures,
+        **_widths(document),
+        **_constants(document),
+        "time_width": document["time_hidden_size"],
+        "adaptive": document["action_expert_adaptive_mode"],
+        "flow_sampling": document["flow_sampling"],
+        "flow_alpha": document["flow_alpha"],
+        "flow_sigma_min": document["flow_sig_min"],
+        "inference_steps": document["num_inference_steps"],
+        "action_clip": document["final_action_clip_value"],
+        "tokenizer": _tokenizer(document),
+    }
+
+
+def _widths(document: Document) -> dict[str, int]:
+    vision, vlm, action, joint = "vision.config.", "mixture.vlm.", "mixture.action.", "joint.config."
+    return {
         "vision_width": document[f"{vision}hidden_size"],
         "vision_mlp": document[f"{vision}intermediate_size"],
         "vision_layers": document[f"{vision}num_hidden_layers"],
@@ -127,15 +142,6 @@ def _model(document: Document) -> dict[str, Any]:
         "head_dim": document[f"{joint}head_dim"],
         "vocab_size": document["vocab_size"],
         "image_token": document["image_token_index"],
-        **_constants(document),
-        "time_width": document["time_hidden_size"],
-        "adaptive": document["action_expert_adaptive_mode"],
-        "flow_sampling": document["flow_sampling"],
-        "flow_alpha": document["flow_alpha"],
-        "flow_sigma_min": document["flow_sig_min"],
-        "inference_steps": document["num_inference_steps"],
-        "action_clip": document["final_action_clip_value"],
-        "tokenizer": _tokenizer(document),
     }
 
 
