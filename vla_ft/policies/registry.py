@@ -36,6 +36,7 @@ class PolicyPackage(Protocol):
     - ``TRANSLATORS``: published code by name, each ``(file, overrides, cards) -> recipe`` for its training files;
     - ``EXPORTS``: published layouts by name, each ``(path, tensors, config, step) -> number of tensors written``;
     - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, tensors, TrainedFacts) -> number of tensors``;
+    - ``COMPLETES``: true where ``load_weights`` takes ``base=``, the file of the parts that another one leaves out;
     - ``open_published(folder) -> Published``, ``published_settings(folder) -> dict`` (the ``model`` section) and
       ``our_key(feature) -> str``, our name of the publisher's observation keys, where others publish checkpoints as
       folders (``vla_ft.policies.published``).

@@ -19,8 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vla_ft.data.published_statistics import action_mask
 from vla_ft.errors import UserError, unknown
-from vla_ft.policies.cogact.checkpoint import detect_layout, head_shape, load_state, open_published, refuse_other_head
-from vla_ft.policies.cogact.config import HEADS, SMALL_LLAMA, Config
+from vla_ft.policies.cogact.checkpoint import apply_weights, open_weights
+from vla_ft.policies.cogact.config import SMALL_LLAMA, Config
+from vla_ft.policies.cogact.layouts import Shapes, head_name, head_shape, refuse_other_head
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.cogact.processing import OPEN_ABOVE, squeezed
 from vla_ft.policies.cogact.prompts import FILE, Prompts
@@ -29,7 +30,6 @@ from vla_ft.weights.places import resolve
 
 GRIPPER = 6
 """The dimension that the published code opens or closes where a file has no mask."""
-_WORDS = "llm_backbone.llm.model.embed_tokens.weight"
 Picture = Image.Image
 
 
@@ -140,39 +140,39 @@ def load_vla(
     action_model_type: str | None = None,
     future_action_window_size: int | None = None,
     tokenizer: str | None = None,
+    base: str | Path | None = None,
     **settings: Any,
 ) -> CogActVla:
     """A published CogACT by the name of fetched weights (``CogACT/CogACT-Base``), its folder, or its ``.pt``.
 
     The head's size and window are read off the weights; given, they must be the same. ``tokenizer``: as
-    ``model.tokenizer``; by default the file beside the weights, else the fetched ``llama-2-tokenizer``. ``settings``
-    are further ones of ``Config``. The weights stay in the mapped file until they are moved to a device. Raises
+    ``model.tokenizer``; by default the file beside the weights, else the fetched ``llama-2-tokenizer``. ``base``: the
+    weights of the parts that the file leaves out, by name or path. ``settings`` are further ones of ``Config``. The weights stay in the mapped file until they are moved to a device. Raises
     UserError: weights that are not here or do not fit, no statistics, no tokenizer.
     """
     path = Path(resolve(model_id_or_path))
-    state = open_published(path)
-    layout = detect_layout(state, str(path))
-    if layout != "cogact":
+    weights = open_weights(path, None if base is None else resolve(base))
+    if weights.layout == "vla_ft" or "head" not in weights.parts:
         raise UserError(
-            f"{path} has the layout '{layout}', without a published head. load_vla takes CogACT's weights; of a run "
-            "here make them with `vla-ft export format=cogact checkpoint=RUN output=FOLDER`."
+            f"{path} has the layout '{weights.layout}', without a published head. load_vla takes CogACT's weights; of "
+            "a run here make them with `vla-ft export format=cogact checkpoint=RUN output=FOLDER`."
         )
-    statistics = read_statistics(path)
-    _, _, horizon, action_dim = head_shape(state)
+    statistics, shapes = read_statistics(path), weights.shapes
+    _, _, horizon, action_dim = head_shape(shapes)
     config = Config(
-        size=_size(state),
-        action_model_type=action_model_type or _head_name(state),  # type: ignore[arg-type]
+        size=_size(shapes),
+        action_model_type=action_model_type or head_name(shapes),  # type: ignore[arg-type]
         future_action_window_size=horizon - 1 if future_action_window_size is None else future_action_window_size,
-        image_size=14 * math.isqrt(state.shape("vision_backbone.siglip_featurizer.pos_embed")[1]),
+        image_size=14 * math.isqrt(shapes["vlm.vision.siglip_featurizer.pos_embed"][1]),
         tokenizer=tokenizer or _tokenizer(run_folder(path)),
         **settings,
     )
-    refuse_other_head(config, action_dim, state, str(path))
+    refuse_other_head(config, action_dim, shapes, weights.parts["head"])
     with torch.device("meta"):
         model = CogActVla(config, action_dim, statistics)
     # Computed from the configuration, in no file.
     model.vlm.llm.model.rotary_emb = LlamaRotaryEmbedding(model.vlm.llm.model.config)
-    load_state(model, state, layout, str(path), assign=True)
+    apply_weights(model, weights, assign=True)
     return model.train() if load_for_training else model.requires_grad_(False).eval()
 
 
@@ -204,18 +204,9 @@ def _half_on_a_card(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-def _size(state: Any) -> Literal["7b", "mock"]:
-    shape = state.shape(_WORDS) if _WORDS in state else None
-    return "mock" if shape == (SMALL_LLAMA.vocabulary, SMALL_LLAMA.width) else "7b"
-
-
-def _head_name(state: Any) -> str:
-    """The size of a head by its shapes. Raises UserError for one that was never published."""
-    width, depth, _, _ = head_shape(state)
-    for name, shape in HEADS.items():
-        if (shape.width, shape.depth) == (width, depth):
-            return name
-    raise UserError(f"The head has width {width} and {depth} blocks: none of {', '.join(HEADS)}.")
+def _size(shapes: Shapes) -> Literal["7b", "mock"]:
+    words = shapes.get("vlm.llm.model.embed_tokens.weight")
+    return "mock" if words == (SMALL_LLAMA.vocabulary, SMALL_LLAMA.width) else "7b"
 
 
 def _tokenizer(folder: Path) -> str:
