@@ -53,8 +53,8 @@ class ExportConfig:
     """The moving average or the last weights; by default the average where the run kept one."""
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
     frozen: Literal["keep", "leave_out"] = "keep"
-    """``leave_out``: without the parts that were frozen (cogact alone): they are those of the run's ``init.path``, which
-    whoever loads the file names as ``init.base``."""
+    """``leave_out``: without the parts that were frozen (cogact alone). They are those of the run's ``init.path``:
+    whoever loads the file names it as ``init.base``."""
     dataset: str | None = None
     """Of a mixture, whose statistics go into a LeRobot folder."""
     execution: ExecutionConfig | None = None

@@ -19,8 +19,8 @@ from vla_ft.deployment.export import ExportConfig, export
 from vla_ft.errors import UserError
 from vla_ft.policies.base import TrainedFacts
 from vla_ft.policies.cogact import load_weights
-from vla_ft.policies.cogact.layouts import HUGGING_FACE, published_name
 from vla_ft.policies.cogact.inference import load_vla
+from vla_ft.policies.cogact.layouts import HUGGING_FACE, published_name
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.cogact.published_run import write_run
 from vla_ft.tensor_stream import TensorReader
@@ -120,7 +120,7 @@ def test_a_base_that_does_not_help_is_refused(tmp_path: Path) -> None:
     head = str(publish(tmp_path / "head", trained, {"action_model": published(trained)["action_model"]}))
     with pytest.raises(UserError, match="holds every part, nothing is left for"):
         load_weights(model(), whole, base=whole)
-    with pytest.raises(UserError, match="Neither .* holds vision, projector and llm"):
+    with pytest.raises(UserError, match=r"Neither .* holds vision, projector and llm"):
         load_weights(model(), head, base=head)
     small = str(publish(tmp_path / "small", model(image_size=42)))
     with pytest.raises(UserError, match=r"'\(base\) vision_backbone\.dino_featurizer\.pos_embed' has shape"):

@@ -147,8 +147,9 @@ def load_vla(
 
     The head's size and window are read off the weights; given, they must be the same. ``tokenizer``: as
     ``model.tokenizer``; by default the file beside the weights, else the fetched ``llama-2-tokenizer``. ``base``: the
-    weights of the parts that the file leaves out, by name or path. ``settings`` are further ones of ``Config``. The weights stay in the mapped file until they are moved to a device. Raises
-    UserError: weights that are not here or do not fit, no statistics, no tokenizer.
+    weights of the parts that the file leaves out, by name or path. ``settings`` are further ones of ``Config``. The
+    weights stay in the mapped file until they are moved to a device. Raises UserError: weights that are not here or do
+    not fit, no statistics, no tokenizer.
     """
     path = Path(resolve(model_id_or_path))
     weights = open_weights(path, None if base is None else resolve(base))

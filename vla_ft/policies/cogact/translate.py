@@ -262,7 +262,9 @@ def _output(flags: Flags, name: str, world: int, kind: VlaType, result: Translat
     run += f"--{note}" if note else ""
     run += "--image_aug" if flags.truth("image_aug") else ""
     folder = Path(flags.text("run_root_dir") or "runs") / run
-    result.words += [f"output={folder}", f"logging.name={run}"]
+    result.words.append(f"output={folder}")
+    if any(word.startswith("logging.wandb=") for word in result.words):
+        result.words.append(f"logging.name={run}")
     result.words += [] if flags.text("seed") else ["seed=42"]
     if flags.truth("is_resume") is not False and flags.text("resume_step") is not None:
         step = flags.number("resume_step", 1)
