@@ -27,6 +27,8 @@ from vla_ft.policies.tensor_files import TORCH_SUFFIXES, TensorFiles, open_tenso
 
 CHECKPOINTS = "checkpoints"
 """Folder of a published run that holds its ``.pt``; configuration and statistics lie above it."""
+STEPS = "step_"
+"""Beginning of the names of this tool's own checkpoints."""
 START = "start"
 """What our own export writes beside the tensors where it left out frozen parts: the weights that these are of."""
 _BASE = "(base) "
@@ -125,15 +127,29 @@ def apply_weights(model: CogAct, weights: Weights, *, assign: bool = False, plac
 
 
 def find_file(path: Path) -> Path:
-    """The one ``.pt`` of a published run's folder; any other path as it is. Raises UserError for several."""
-    folder = path / CHECKPOINTS
+    """The one ``.pt`` of a published run's folder, or of its ``checkpoints``; any other path as it is.
+
+    Raises UserError for several, for none, and for a run of this tool, which has checkpoints of another form.
+    """
+    folder = path if path.name == CHECKPOINTS else path / CHECKPOINTS
     if not folder.is_dir():
         return path
     found = sorted(p for p in folder.iterdir() if p.suffix in TORCH_SUFFIXES)
+    own = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(STEPS))
+    if own and not found:
+        raise UserError(f"{path} is a run of this tool. Training starts from init.path={own[-1]}. {export_words(path)}")
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
         raise UserError(f"{folder} holds {len(found)} weight files ({names}). Name the file itself.")
     return found[0]
+
+
+def export_words(run: str | Path) -> str:
+    """How a run of this tool comes to the form that ``load_vla`` takes."""
+    return (
+        "load_vla takes CogACT's published weights; of a run here make them with `vla-ft export format=cogact "
+        f"checkpoint={run} output=FOLDER`."
+    )
 
 
 def _open(path: str | Path) -> Weights:
