@@ -66,8 +66,8 @@ class CogActVla(CogAct):
         """Actions float64 [T, A] in robot units and the same normalised, float32, for one picture and instruction.
 
         ``unnorm_key``: whose units; may be left out where the model knows one dataset alone. ``cfg_scale`` 1 or less is
-        without guidance. ``use_ddim=False``, or no ``num_ddim_steps``, takes all 100 steps. ``noise`` [1, T, A]: where the
-        diffusion starts, drawn by default. ``do_sample=False`` is taken as published callers give it, and not read.
+        without guidance. ``use_ddim=False``, or no ``num_ddim_steps``, takes all 100 steps. ``noise`` [1, T, A]: where
+        the diffusion starts, drawn by default. ``do_sample=False`` is taken as published callers give it, not read.
         Raises UserError for a picture that is not RGB, a prompt too long, an unknown key, number of steps or argument.
         """
         actions, normalized = self.predict_action_batch(
