@@ -10,7 +10,7 @@ import torch
 from golden_files import Golden
 from torch import Tensor
 
-from vla_ft.policies.cogact.checkpoint import own_name, published_name
+from vla_ft.policies.cogact.layouts import own_name, published_name
 from vla_ft.policies.cogact.config import Config, LlamaShape
 from vla_ft.policies.cogact.diffusion import STEPS, Schedule, add_noise, ddim_counts, guided, sample_ddim, sample_ddpm
 from vla_ft.policies.cogact.dit import Dit, DitShape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,12 @@ from vla_ft.policies.cogact.inference import CogActVla, load_vla
 
 
 class CogACTInference(SimplerPolicy):
-    """The published class's arguments, as far as they have a meaning here.
+    """The published class (``sim_cogact/cogact_policy.py``) with its arguments.
 
     ``saved_model_path``: as ``load_vla`` takes it, or what it gave. ``unnorm_key`` and ``action_ensemble_horizon``
     default to the robot's. ``action_ensemble=False`` takes the first action of each chunk. ``use_bf16`` holds the
-    vision-language model in bfloat16.
+    vision-language model in bfloat16. ``horizon`` and ``image_size`` are of a history of pictures that the published
+    class keeps and never reads: not read here.
     """
 
     def __init__(
@@ -29,9 +30,12 @@ class CogACTInference(SimplerPolicy):
         saved_model_path: str | Path | CogActVla,
         unnorm_key: str | None = None,
         policy_setup: str = "widowx_bridge",
+        horizon: int = 0,
         action_ensemble_horizon: int | None = None,
-        action_model_type: str | None = None,
+        image_size: Sequence[int] = (224, 224),
         future_action_window_size: int | None = None,
+        action_dim: int | None = None,
+        action_model_type: str | None = None,
         action_scale: float = 1.0,
         cfg_scale: float = 1.5,
         use_ddim: bool = True,
@@ -42,13 +46,18 @@ class CogACTInference(SimplerPolicy):
         device: str = "auto",
     ) -> None:
         setup = find_setup(policy_setup)
-        horizon = setup.ensemble_horizon if action_ensemble_horizon is None else action_ensemble_horizon
-        execution = AdaptiveEnsemble(horizon, adaptive_ensemble_alpha) if action_ensemble else OpenLoop(1)
+        window = setup.ensemble_horizon if action_ensemble_horizon is None else action_ensemble_horizon
+        execution = AdaptiveEnsemble(window, adaptive_ensemble_alpha) if action_ensemble else OpenLoop(1)
         super().__init__(setup, execution, action_scale)
         self.cfg_scale, self.use_ddim, self.num_ddim_steps = cfg_scale, use_ddim, num_ddim_steps
         vla = saved_model_path
         if not isinstance(vla, CogActVla):
-            vla = load_vla(vla, False, action_model_type, future_action_window_size)
+            vla = load_vla(
+                vla,
+                action_model_type=action_model_type,
+                future_action_window_size=future_action_window_size,
+                action_dim=action_dim,
+            )
         self.unnorm_key = setup.dataset if unnorm_key is None else unnorm_key
         vla.statistics_of(self.unnorm_key)  # said before the simulator starts
         if use_bf16:
@@ -56,7 +65,7 @@ class CogACTInference(SimplerPolicy):
         self.vla = vla.to(choose_device(device)).eval()
 
     def predict(self, image: np.ndarray, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        """A chunk [16, 7] in robot units. The picture alone is read."""
+        """A chunk [T, 7] in robot units, 16 actions with the published weights. The picture alone is read."""
         actions, _ = self.vla.predict_action(
             Image.fromarray(image),
             self.task,

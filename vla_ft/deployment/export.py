@@ -52,6 +52,9 @@ class ExportConfig:
     weights: Literal["average", "last"] | None = None
     """The moving average or the last weights; by default the average where the run kept one."""
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
+    frozen: Literal["keep", "leave_out"] = "keep"
+    """``leave_out``: without the parts that were frozen (cogact alone). They are those of the run's ``init.path``:
+    whoever loads the file names it as ``init.base``."""
     dataset: str | None = None
     """Of a mixture, whose statistics go into a LeRobot folder."""
     execution: ExecutionConfig | None = None
@@ -66,6 +69,8 @@ def export(config: ExportConfig) -> str:
     run, description = read_facts(checkpoint)
     suffix = _suffix(config, run)
     _refuse_output(config, output, suffix)
+    if config.frozen == "leave_out":
+        _refuse_incomplete(config, run)
     source = _Source(config, checkpoint, run, description, step, _which(config, checkpoint))
     temporary = output.with_name(f".{output.name}.new")
     try:
@@ -95,6 +100,15 @@ class _Source:
         """The weights, to be read one at a time."""
         return TrainedWeights(self.checkpoint, build_plain(self.run, self.description, "meta"), self.run, self.which)
 
+    def entries(self, weights: TrainedWeights) -> list[Entry]:
+        """The tensors to write, in their new type."""
+        kept = [Entry(e.name, e.shape, _type(e, self.config.dtype)) for e in weights.entries]
+        if self.config.frozen == "keep":
+            return kept
+        groups = build_plain(self.run, self.description, "meta").parameter_groups()
+        frozen = {name for part in self.run.freeze for name, _ in groups[part]}
+        return [entry for entry in kept if entry.name not in frozen]
+
     def statistics(self) -> DatasetStatistics:
         """Of all the data."""
         return DatasetStatistics.load(self.checkpoint / STATISTICS)
@@ -102,7 +116,10 @@ class _Source:
     def in_words(self, tensors: int, size: int) -> str:
         """What was written."""
         merged = f", adapters of {', '.join(self.run.lora)} merged" if self.run.lora else ""
-        return f"{tensors} tensors, {size / 2**20:.1f} MiB, the {self.which} weights of step {self.step}{merged}"
+        without = f", without {', '.join(self.run.freeze)}" if self.config.frozen == "leave_out" else ""
+        return (
+            f"{tensors} tensors, {size / 2**20:.1f} MiB, the {self.which} weights of step {self.step}{merged}{without}"
+        )
 
 
 def _writer(config: ExportConfig) -> Callable[[_Source, Path], str]:
@@ -132,8 +149,9 @@ def _write_file(source: _Source, folder: Path) -> str:
     """Every tensor under our own names; what was written, in words."""
     run = source.run
     with source.weights() as weights:
-        entries = [Entry(e.name, e.shape, _type(e, source.config.dtype)) for e in weights.entries]
+        entries = source.entries(weights)
         about = {"format": "pt", "policy": run.policy, "step": str(source.step), "weights": source.which}
+        about |= {"start": str(run.init.path)} if source.config.frozen == "leave_out" else {}
         writer = TensorWriter(folder, _STEM, entries, limit=2**63, metadata=about | _constants(run))
         writer.begin()
         for entry in entries:
@@ -147,7 +165,7 @@ def _write_published(source: _Source, folder: Path) -> str:
     policy, wanted = load_policy(source.run.policy), source.config.format
     files, folders = getattr(policy, "EXPORTS", {}), getattr(policy, "EXPORT_FOLDERS", {})
     with source.weights() as weights:
-        tensors = ((e.name, weights.read(e.name).to(_type(e, source.config.dtype))) for e in weights.entries)
+        tensors = ((e.name, weights.read(e.name).to(e.dtype)) for e in source.entries(weights))
         if wanted in files:
             count = int(files[wanted](folder / f"{_STEM}.pt", tensors, source.run.model, source.step))
         else:
@@ -156,6 +174,7 @@ def _write_published(source: _Source, folder: Path) -> str:
                 description=source.description,
                 statistics=source.statistics(),
                 step=source.step,
+                start=source.run.init.path,
             )
             count = int(folders[wanted](folder, tensors, facts))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -213,6 +232,21 @@ def _execution(execution: ExecutionConfig, run: RunConfig) -> tuple[int, float |
 
 def _type(entry: Entry, wanted: str) -> torch.dtype:
     return _TYPES[wanted] if wanted != "keep" and entry.dtype.is_floating_point else entry.dtype
+
+
+def _refuse_incomplete(config: ExportConfig, run: RunConfig) -> None:
+    """Raises UserError where what is left out could not be had elsewhere."""
+    if config.format in LEROBOT or not getattr(load_policy(run.policy), "COMPLETES", False):
+        raise UserError(f"frozen=leave_out: policy '{run.policy}' cannot complete a file from others. Leave it out.")
+    adapted = [part for part in run.freeze if part in run.lora]
+    if adapted or not run.freeze:
+        told = f"{', '.join(adapted)} had adapters" if adapted else "nothing was frozen (freeze=[])"
+        raise UserError(f"frozen=leave_out, but {told} in this run: everything must be written. Leave it out.")
+    if run.init.path is None:
+        raise UserError(
+            "frozen=leave_out, but this run began with random weights (no init.path): its frozen parts are in no other "
+            "file. Leave it out."
+        )
 
 
 def _refuse_output(config: ExportConfig, output: Path, suffix: str) -> None:

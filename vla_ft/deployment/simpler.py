@@ -79,6 +79,8 @@ class SimplerPolicy(ABC):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             seen = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise UserError(f"The observation's image is {seen}; expected RGB, uint8 [height, width, 3].")
+        if not self.task:
+            raise UserError("The policy has no instruction. Call reset(task_description) first, or give it to step.")
         action = self.execution.step(lambda: self.predict(image, observation))
         raw = {"world_vector": action[:3], "rotation_delta": action[3:6], "open_gripper": action[6:7]}
         return raw, {

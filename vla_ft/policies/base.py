@@ -79,6 +79,8 @@ class TrainedFacts:
     description: DatasetDescription
     statistics: DatasetStatistics
     step: int
+    start: str | None = None
+    """The weights that its run began with (``init.path``)."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,11 @@ class TensorFiles(Mapping[str, Tensor]):
         """Both sets, the other's names behind ``prefix``."""
         behind = {prefix + name: entry for name, entry in other._entries.items()}
         source = f"{self.source} and {other.source}" if self._entries else other.source
-        return TensorFiles(source, {**self._entries, **behind})
+        return TensorFiles(source, {**self._entries, **behind}, self.beside)
+
+    def only(self, names: Iterable[str]) -> TensorFiles:
+        """These tensors alone."""
+        return TensorFiles(self.source, {name: self._entries[name] for name in names}, self.beside)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape; nothing of it is read."""

@@ -15,7 +15,7 @@ from vla_ft.data.sample import DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics, FeatureStatistics
 from vla_ft.policies.base import Batch
 from vla_ft.policies.cogact import Config, build_model, build_processor
-from vla_ft.policies.cogact.checkpoint import published_name
+from vla_ft.policies.cogact.layouts import published_name
 from vla_ft.policies.cogact.model import CogAct
 
 ACTIONS, HORIZON, SIZE = 7, 4, 28

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from vla_ft.deployment.export import ExportConfig, export
 from vla_ft.errors import UserError
 from vla_ft.policies.base import TrainedFacts
 from vla_ft.policies.cogact import load_weights
-from vla_ft.policies.cogact.checkpoint import HUGGING_FACE, published_name
 from vla_ft.policies.cogact.inference import load_vla
+from vla_ft.policies.cogact.layouts import HUGGING_FACE, published_name
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.cogact.published_run import write_run
 from vla_ft.tensor_stream import TensorReader
@@ -30,6 +31,13 @@ TINY = (
     "data.mock.min_length=8", "data.mock.max_length=10", "validation.every=2", "validation.samples=4",
     "logging.every=1", "checkpoint.every=2", "model.repeated_diffusion_steps=2",
 )  # fmt: skip
+
+
+def trained(output: Path, *words: str) -> list[float]:
+    """A run in this process; its losses."""
+    train(load_run_config([*TINY, f"output={output}", *words]), Console(file=io.StringIO()))
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
 def same(one: CogAct, other: CogAct, prefix: str = "") -> bool:
@@ -67,9 +75,86 @@ def test_openvla_starts_with_a_fresh_head(tmp_path: Path) -> None:
     ledger = load_weights(target, str(publish(tmp_path / "run", source, parts)))
     assert same(target, source, "vlm.") and same(target, before, "head.")
     assert ledger.new == sorted(name for name in before.state_dict() if name.startswith("head."))
+
+
+def test_parts_that_a_file_leaves_out_come_from_the_base(tmp_path: Path) -> None:
+    """Prismatic's own code saves what it trained; towers that were frozen lie in another file."""
+    trained, base = model(), model(seed=1)
+    whole = str(publish(tmp_path / "base", base))
+    parts = published(trained)
     del parts["vision_backbone"]
-    with pytest.raises(UserError, match=r"no image towers.*openvla-7b-prismatic"):
-        load_weights(model(seed=1), str(publish(tmp_path / "bare", source, parts)))
+    towerless = str(publish(tmp_path / "towerless", trained, parts))
+    with pytest.raises(
+        UserError, match=r"holds projector, llm and head and no vision: .*init\.base=\.\.\..*fresh head"
+    ):
+        load_weights(model(seed=2), towerless)
+    ledger = load_weights(target := model(seed=2), towerless, base=whole)
+    assert same(target, base, "vlm.vision.") and same(target, trained, "vlm.llm.") and same(target, trained, "head.")
+    assert not ledger.new and len(ledger.renamed) == len(target.state_dict())
+    told = str(ledger)
+    assert f"{towerless} with vision of {whole}" in told and f"vision    from {whole}" in told
+    assert f"head      from {towerless}" in told
+    vla = load_vla(towerless, tokenizer="stand-in", base=whole)
+    assert all(torch.equal(value, target.state_dict()[name]) for name, value in vla.state_dict().items())
+
+
+def test_a_head_alone_with_openvla_below(tmp_path: Path) -> None:
+    trained, below = model(), model(seed=1)
+    head = str(publish(tmp_path / "head", trained, {"action_model": published(trained)["action_model"]}))
+    flat = {theirs + name.removeprefix(ours): value.clone() for name, value in below.state_dict().items()
+            for ours, theirs in HUGGING_FACE if name.startswith(ours)}  # fmt: skip
+    save_file(flat, tmp_path / "model.safetensors")
+    load_weights(target := model(seed=2), head, base=str(tmp_path))
+    assert same(target, trained, "head.") and same(target, below, "vlm.")
+    del flat["language_model.model.norm.weight"]
+    save_file(flat | {"extra": torch.zeros(1)}, tmp_path / "model.safetensors")
+    before = model(seed=2)
+    with pytest.raises(UserError, match=r"missing .*'vlm\.llm\.model\.norm\.weight'.*unknown tensor '\(base\) extra'"):
+        load_weights(target := model(seed=2), head, base=str(tmp_path))
+    assert same(target, before)
+
+
+def test_a_base_that_does_not_help_is_refused(tmp_path: Path) -> None:
+    trained = model()
+    whole = str(publish(tmp_path / "whole", trained))
+    head = str(publish(tmp_path / "head", trained, {"action_model": published(trained)["action_model"]}))
+    with pytest.raises(UserError, match="holds every part, nothing is left for"):
+        load_weights(model(), whole, base=whole)
+    with pytest.raises(UserError, match=r"Neither .* holds vision, projector and llm"):
+        load_weights(model(), head, base=head)
+    small = str(publish(tmp_path / "small", model(image_size=42)))
+    with pytest.raises(UserError, match=r"'\(base\) vision_backbone\.dino_featurizer\.pos_embed' has shape"):
+        load_weights(model(), head, base=small)
+
+
+def test_an_export_without_its_frozen_parts(tmp_path: Path) -> None:
+    """The head that cached features trained, small enough to hand on, back together with what it was trained from."""
+    base = str(publish(tmp_path / "base", model(image_size=56, future_action_window_size=7)))
+    frozen = ("freeze=[vision,projector,llm]", "frozen_features.parts=[vlm]", f"init.path={base}")
+    trained(tmp_path / "run", *frozen, "data.mock.action_dim=7")
+    out, own = tmp_path / "out", tmp_path / "own.safetensors"
+    run = {"checkpoint": str(tmp_path / "run"), "frozen": "leave_out"}
+    said = export(ExportConfig(output=str(out), format="cogact", **run))
+    assert "without vision, projector, llm" in said
+    saved = torch.load(out / "checkpoints/step-000002.pt", weights_only=True)
+    assert set(saved["model"]) == {"action_model"} and saved["start"] == base
+    with pytest.raises(UserError, match=re.escape(f"It was trained from '{base}': init.base={base}")):
+        load_vla(out, tokenizer="stand-in")
+    vla = load_vla(out, tokenizer="stand-in", base=base).state_dict()
+    export(ExportConfig(output=str(own), **run))
+    load_weights(again := CogAct(small_config(image_size=56, future_action_window_size=7), 7), str(own), base=base)
+    with TensorReader(tmp_path / "run/checkpoints/step_00000002", "model") as reader:
+        assert reader.entries.keys() == vla.keys()
+        for name in reader.entries:
+            assert torch.equal(vla[name], reader.tensor(name)) and torch.equal(again.state_dict()[name], vla[name]), (
+                name
+            )
+    export(ExportConfig(checkpoint=str(tmp_path / "run"), output=str(tmp_path / "whole"), format="cogact"))
+    assert load_vla(tmp_path / "whole", tokenizer="stand-in").config.horizon == 8
+    trained(tmp_path / "fresh", "freeze=[llm]")
+    with pytest.raises(UserError, match="began with random weights"):
+        export(ExportConfig(checkpoint=str(tmp_path / "fresh"), output=str(tmp_path / "x"), format="cogact",
+                            frozen="leave_out"))  # fmt: skip
 
 
 def test_openvla_of_hugging_face(tmp_path: Path) -> None:
@@ -154,12 +239,7 @@ def test_written_as_published_and_read_back(tmp_path: Path) -> None:
 
 
 def test_a_run_is_exported_loaded_and_continued_from(tmp_path: Path) -> None:
-    def run(output: Path, *words: str) -> list[float]:
-        train(load_run_config([*TINY, f"output={output}", *words]), Console(file=io.StringIO()))
-        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        return [line["train/loss"] for line in lines if "train/loss" in line]
-
-    first = run(tmp_path / "first")
+    first = trained(tmp_path / "first")
     said = export(ExportConfig(checkpoint=str(tmp_path / "first"), output=str(tmp_path / "out"), format="cogact"))
     assert "in cogact's form" in said and "step 2" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -169,7 +249,7 @@ def test_a_run_is_exported_loaded_and_continued_from(tmp_path: Path) -> None:
     with TensorReader(tmp_path / "first/checkpoints/step_00000002", "model") as reader:
         assert all(torch.equal(vla.state_dict()[name], reader.tensor(name)) for name in reader.entries)
     export(ExportConfig(checkpoint=str(tmp_path / "first"), output=str(tmp_path / "own.safetensors")))
-    starts = [run(tmp_path / f"from_{number}", f"init.path={path}", "seed=1")
+    starts = [trained(tmp_path / f"from_{number}", f"init.path={path}", "seed=1")
               for number, path in enumerate((tmp_path / "out", tmp_path / "own.safetensors"))]  # fmt: skip
     assert starts[0] == starts[1] != first
     with pytest.raises(UserError, match="exists already"):

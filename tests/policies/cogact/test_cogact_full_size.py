@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
 def test_thirty_gigabytes_are_mapped(run: Path) -> None:
     with large_files.PeakOf("RssAnon") as anonymous:
         before = anonymous.peak
-        vla = load_vla(run, False, "DiT-B", 15, tokenizer="stand-in")
+        vla = load_vla(run, action_model_type="DiT-B", future_action_window_size=15, tokenizer="stand-in")
     assert sum(p.numel() for p in vla.parameters()) == large_files.PARAMETERS
     assert not any(p.is_meta for p in (*vla.parameters(), *vla.buffers()))
     assert vla.config.action_model_type == "DiT-B" and vla.config.size == "7b" and vla.config.image_size == 224
@@ -37,4 +37,4 @@ def test_thirty_gigabytes_are_mapped(run: Path) -> None:
         actions, _ = vla.act(torch.zeros(1, 1, 4096), vla.statistics_of(None), num_ddim_steps=1)
     assert actions.shape == (1, 16, 7)
     with pytest.raises(UserError, match="holds the head DiT-B, the configuration DiT-L"):
-        load_vla(run, False, "DiT-L", tokenizer="stand-in")
+        load_vla(run, action_model_type="DiT-L", tokenizer="stand-in")

@@ -13,6 +13,7 @@ from vla_ft.config import load_run_config
 from vla_ft.data.opening import find_mix
 from vla_ft.errors import UserError
 from vla_ft.policies.base import SetupFacts
+from vla_ft.policies.cogact.published_flags import FLAGS
 from vla_ft.policies.cogact.setup_lines import setup_lines
 from vla_ft.policies.cogact.translate import launched_processes, translate
 
@@ -94,7 +95,14 @@ def test_the_mock_fine_tuning_line() -> None:
         ("--seed 7", "seed", 7),
         ("--run_root_dir /r --run_id_note x", "output", "/r/custom-finetune+n0+b4+x42--x"),
         ("--trackers jsonl --wandb_project p", "logging.wandb", "off"),
-        ("--vla.shuffle_buffer_size 100000 --resume_epoch 3 --action_dim 7", "seed", 42),
+        ("--vla.shuffle_buffer_size 100000 --action_dim 7", "seed", 42),
+        ("--vla.max_steps 40", "schedule.warmup_steps", 2),
+        ("--vla.max_steps 40 --vla.warmup_ratio 0", "schedule.warmup_steps", 0),
+        ("--vla.max_steps 40 --vla.warmup_ratio 1", "schedule.warmup_steps", 40),
+        ("--vla.lr_scheduler_type constant --vla.warmup_ratio 0", "schedule.name", "constant"),
+        ("--image_aug False", "data.augmentation", "none"),
+        ("--image_aug True", "data.augmentation", "cogact"),
+        ("--trackers [jsonl,wandb] --wandb_project p", "logging.wandb", "online"),
         ("batch.per_device=2 --seed=3", "batch.per_device", 2),
     ],
 )
@@ -109,6 +117,41 @@ def test_a_run_goes_on_from_a_step() -> None:
     line = CUSTOM.replace("--is_resume false", "--is_resume True --resume_step 40 --run_id a")
     assert configured(line, 4).resume == "runs/a/checkpoints/step_00000040"
     assert configured(CUSTOM.replace("--is_resume false", ""), 4).resume == "auto"
+
+
+def test_pictures_are_augmented_where_the_line_says_so() -> None:
+    """The published default is off, whatever a recipe has."""
+    config = configured(FINE_TUNE.replace("--image_aug True", ""), 8)
+    assert config.data.augmentation == "none" and config.output == "/runs/first"
+
+
+def test_what_is_not_read_is_said() -> None:
+    notes = "\n".join(
+        translate(
+            shlex.split(f"{CUSTOM} --mock_data True --data_root_dir /data --wandb_project p --trackers jsonl"), 4
+        ).notes
+    )
+    for words in ("--data_root_dir: not read, the demonstrations are mock", "--wandb_project: not used",
+                  "--load_all_data_for_training True trains on all", "--hf_token: not read"):  # fmt: skip
+        assert words in notes
+    resumed = CUSTOM.replace("--is_resume false", "--resume_step 3 --resume_epoch 1")
+    assert "--resume_epoch: a checkpoint knows" in "\n".join(translate(shlex.split(resumed), 4).notes)
+
+
+@pytest.mark.parametrize(
+    "line", [CUSTOM.replace("hf_{secret}", ""), CUSTOM.replace("--hf_token hf_{secret}", "") + " --hf_token"]
+)
+def test_the_documents_line_where_the_token_is_not_set(line: str) -> None:
+    """``--hf_token $HF_TOKEN`` then is a flag alone."""
+    config = configured(f"{line} seed=7", 4)
+    assert (config.resume, config.init.path, config.seed) == ("never", "CogACT/CogACT-Base", 7)
+
+
+def test_every_flag_has_its_row_in_the_documentation() -> None:
+    page = (ROOT / "docs/cogact.md").read_text()
+    table = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `--")]
+    told = {flag for row in table for flag in re.findall(r"`(?:--)?([a-z_.]+)", row)}
+    assert {flag for flag in FLAGS if flag not in told and flag.removeprefix("vla") not in told} == set()
 
 
 @pytest.mark.parametrize(
@@ -129,6 +172,23 @@ def test_a_run_goes_on_from_a_step() -> None:
         ("--mock_data_num_trajs none", "expected a whole number"),
         ("--vla.learning_rate fast", "expected a number"),
         ("--seed", "--seed has no value"),
+        ("--seed --image_aug True", "--seed has no value"),
+        ("--vla.learning_rate nan", "'nan', expected a number, 0 or more"),
+        ("--vla.max_steps 100 --vla.warmup_ratio -0.5", "'-0.5', expected a number, 0 or more"),
+        ("--vla.max_steps 100 --vla.warmup_ratio nan", "'nan', expected a number, 0 or more"),
+        ("--vla.max_steps 100 --vla.warmup_ratio 2", "'2', expected a share from 0 to 1"),
+        (
+            "--vla.max_steps 100 --vla.lr_scheduler_type constant --vla.warmup_ratio 0.1",
+            "0.1 has no effect: .*no warm-up",
+        ),
+        ("--resume_step 5", "--resume_step has no effect with --is_resume False"),
+        ("--resume_epoch 5", "--resume_epoch has no effect with --is_resume False"),
+        ("--data_root_dir /data --mock_data_num_trajs 8", "8 has no effect: the data are those of --data_root_dir"),
+        ("--trackers wandb", "--trackers wandb needs a project"),
+        ("--wandb_entity us", "--wandb_entity us needs a project"),
+        ("--trackers [jsonl,mlflow]", "Unknown tracker 'mlflow'"),
+        ("--seed 1 --seed 2", "--seed is given twice"),
+        ("--seed=1 --seed=1", "--seed is given twice"),
         ("loose", "Cannot read 'loose'"),
     ],
 )
@@ -197,4 +257,13 @@ def test_the_script_trains_from_the_documents_flags(
     assert "hf_secret" not in said and (tmp_path / "mock/checkpoints/step_00000002").is_dir()
     assert script.run(["--vla.type", "none"]) == 2
     assert "Unknown vla.type 'none'" in capsys.readouterr().err
+    assert script.run(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "docs/cogact.md" in said and all(f"--{flag} " in said for flag in FLAGS)
+    ran: list[str] = []
+    monkeypatch.setattr(script, "main", lambda words: ran.extend(words) or 0)
+    line = f"{CUSTOM} --run_root_dir '/my runs' --vla.expected_world_size 4"
+    assert script.run(shlex.split(line)) == 0
+    printed = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("vla-ft train"))
+    assert shlex.split(printed) == ["vla-ft", *ran] and "output=/my runs/custom-finetune+n0+b4+x42" in ran
     assert launched_processes({"WORLD_SIZE": "4"}) == 4 and launched_processes({}) is None

@@ -15,6 +15,7 @@ from vla_ft.policies.cogact.published_run import write_run
 from vla_ft.policies.cogact.setup_lines import setup_lines
 
 __all__ = [
+    "COMPLETES",
     "EXPORT_FOLDERS",
     "Config",
     "build_model",
@@ -28,6 +29,8 @@ __all__ = [
 
 EXPORT_FOLDERS = {"cogact": write_run}
 """Published layouts that ``vla-ft export`` writes."""
+COMPLETES = True
+"""``load_weights`` takes a ``base`` for parts that a file leaves out, so that exports may leave out frozen ones."""
 
 
 def build_model(config: Config, description: DatasetDescription) -> CogAct:

@@ -1,172 +1,184 @@
-"""Weights of CogACT from files: our own, the published layout, or OpenVLA's and Prismatic's as a start."""
+"""Weights of CogACT from files: our own, the published layout, or OpenVLA's and Prismatic's as a start.
+
+A file that leaves out the parts that were frozen when it was trained is completed from another one, part by part.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from vla_ft.errors import UserError, unknown
-from vla_ft.policies.cogact.config import HEADS, Config
+from vla_ft.policies.cogact.layouts import (
+    HEADLESS,
+    LAYOUTS,
+    PARTS,
+    Shapes,
+    detect_layout,
+    own_names,
+    part_of,
+    refuse_other_head,
+)
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.ledger import Ledger, Place, import_state
 from vla_ft.policies.tensor_files import TORCH_SUFFIXES, TensorFiles, open_tensors
 
-PUBLISHED: tuple[tuple[str, str], ...] = (
-    # ours                published: sub-dictionary and name
-    ("vlm.vision.", "vision_backbone."),
-    ("vlm.projector.", "projector."),
-    ("vlm.llm.", "llm_backbone.llm."),
-    ("head.", "action_model.net."),
-)
-"""Beginnings of names. A published ``.pt`` is ``{"model": {sub-dictionary: {name: tensor}}}``."""
-HUGGING_FACE = (
-    ("vlm.vision.dino_featurizer.", "vision_backbone.featurizer."),
-    ("vlm.vision.siglip_featurizer.", "vision_backbone.fused_featurizer."),
-    ("vlm.projector.projector.0.", "projector.fc1."),
-    ("vlm.projector.projector.2.", "projector.fc2."),
-    ("vlm.projector.projector.4.", "projector.fc3."),
-    ("vlm.llm.", "language_model."),
-)
-"""The same for OpenVLA as converted for transformers (``openvla/openvla-7b``), which has no head either."""
-LAYOUTS = ("vla_ft", "cogact", "prismatic", "openvla")
 CHECKPOINTS = "checkpoints"
 """Folder of a published run that holds its ``.pt``; configuration and statistics lie above it."""
-_AVERAGE = "ema_diffusion."
-_NOWHERE = "(no such part) "
+STEPS = "step_"
+"""Beginning of the names of this tool's own checkpoints."""
+START = "start"
+"""What our own export writes beside the tensors where it left out frozen parts: the weights that these are of."""
+_BASE = "(base) "
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Opened files: which tensor of the model each tensor is, and which file each part comes from."""
+
+    source: str
+    layout: str
+    tensors: TensorFiles
+    names: dict[str, str | None]
+    """The model's name of each tensor; None for what is knowingly unused."""
+    parts: dict[str, str]
+    """Part of the model -> its file."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes by the model's names."""
+        return {name: self.tensors.shape(key) for key, name in self.names.items() if name is not None}
+
+    @property
+    def lacking(self) -> list[str]:
+        """Parts that no file holds."""
+        return [part for part in PARTS if part not in self.parts]
 
 
 def load_weights(
-    model: nn.Module, path: str, layout: str = "auto", *, assign: bool = False, place: Place | None = None
+    model: nn.Module,
+    path: str,
+    layout: str = "auto",
+    *,
+    base: str | None = None,
+    assign: bool = False,
+    place: Place | None = None,
 ) -> Ledger:
     """Copy the weights of a file or folder into a CogACT model, strictly, and say what became of each tensor.
 
     ``layout``: ``vla_ft`` (our own), ``cogact`` (a published ``.pt``, or the folder of one), ``prismatic`` (OpenVLA or
     Prismatic, the same without a head: it stays fresh), ``openvla`` (OpenVLA as Hugging Face's shards, as well), or
-    ``auto``. ``assign`` and ``place`` as in ``ledger.apply_import``. Raises UserError on any tensor that does not fit,
-    before anything is changed.
+    ``auto``. ``base``: the file or folder of the parts that ``path`` leaves out. ``assign`` and ``place`` as in
+    ``ledger.apply_import``. Raises UserError on any tensor that does not fit, before anything is changed.
     """
     if not isinstance(model, CogAct):
         raise UserError(f"These are CogACT weights, the model is {type(model).__name__}. Choose policy 'cogact'.")
     if layout not in (*LAYOUTS, "auto"):
         raise unknown("weight layout", layout, (*LAYOUTS, "auto"))
-    state = open_published(Path(path))
-    found = detect_layout(state, path)
-    if layout not in ("auto", found):
-        raise UserError(f"{path} has the layout '{found}', not '{layout}'. Set init.layout={found}, or auto.")
-    if found == "cogact":
-        refuse_other_head(model.config, model.action_dim, state, path)
-    return load_state(model, state, found, path, assign=assign, place=place)
-
-
-def load_state(
-    model: CogAct,
-    state: Mapping[str, Tensor],
-    layout: str,
-    source: str,
-    *,
-    assign: bool = False,
-    place: Place | None = None,
-) -> Ledger:
-    """``load_weights`` from tensors in memory; ``source`` names them in messages."""
-    fresh_head = layout in ("prismatic", "openvla")
-    if fresh_head and not any(key.startswith("vision_backbone.") for key in state):
+    weights = open_weights(path, base)
+    if layout not in ("auto", weights.layout):
         raise UserError(
-            f"{source} holds no image towers: they were frozen when it was trained, and published beside it. Start "
-            "from openvla-7b-prismatic, which has everything but the head."
+            f"{path} has the layout '{weights.layout}', not '{layout}'. Set init.layout={weights.layout}, or auto."
         )
-    renames = {"vla_ft": lambda key: key, "openvla": lambda key: own_name(key, HUGGING_FACE)}
-    return import_state(
-        model,
-        state,
-        source=source,
-        rename=renames.get(layout, own_name),
-        may_be_new=lambda name: fresh_head and name.startswith("head."),
-        assign=assign,
-        place=place,
+    return apply_weights(model, weights, assign=assign, place=place)
+
+
+def open_weights(path: str | Path, base: str | Path | None = None) -> Weights:
+    """The tensors of a file or folder, and of ``base`` the parts that it leaves out. Nothing of them is read.
+
+    Raises UserError for a file of other things, and where a part is missing that cannot start fresh.
+    """
+    weights = _open(path)
+    if base is not None:
+        weights = _completed(weights, _open(base))
+    fresh = ["head"] if weights.layout in HEADLESS else []
+    lacking = [part for part in weights.lacking if part not in fresh]
+    if not lacking:
+        return weights
+    if base is not None:
+        raise UserError(f"Neither {weights.source} holds {_listed(lacking)}. Name weights with every part as the base.")
+    start = weights.tensors.beside.get(START)
+    of = f"It was trained from '{start}': init.base={start}" if isinstance(start, str) else "init.base=..."
+    raise UserError(
+        f"{weights.source} holds {_listed(weights.parts)} and no {_listed(lacking, 'or')}: what was frozen when it was "
+        f"trained was left out. Name the weights that the rest is of: {of} (load_vla: base=...). For a fresh head "
+        "openvla-7b-prismatic has everything else."
     )
 
 
-def open_published(path: Path) -> TensorFiles:
-    """Tensors of a published file, its run's folder (one ``.pt`` under ``checkpoints``), or our own files."""
-    path = find_file(path)
-    if path.is_file() and path.suffix in TORCH_SUFFIXES:
-        return open_tensors(path, "model")
-    return open_tensors(path)
+def apply_weights(model: CogAct, weights: Weights, *, assign: bool = False, place: Place | None = None) -> Ledger:
+    """Move opened weights into a model; what ``load_weights`` does. Raises UserError before anything is changed."""
+    if "head" in weights.parts:
+        refuse_other_head(model.config, model.action_dim, weights.shapes, weights.parts["head"])
+    ledger = import_state(
+        model,
+        weights.tensors,
+        source=weights.source,
+        rename=weights.names.__getitem__,
+        may_be_new=lambda name: "head" not in weights.parts and name.startswith(PARTS["head"]),
+        assign=assign,
+        place=place,
+    )
+    if len(set(weights.parts.values())) > 1:
+        ledger.notes += [f"{part:<9} from {file}" for part, file in weights.parts.items()]
+    return ledger
 
 
 def find_file(path: Path) -> Path:
-    """The one ``.pt`` of a published run's folder; any other path as it is. Raises UserError for several."""
-    folder = path / CHECKPOINTS
+    """The one ``.pt`` of a published run's folder, or of its ``checkpoints``; any other path as it is.
+
+    Raises UserError for several, for none, and for a run of this tool, which has checkpoints of another form.
+    """
+    folder = path if path.name == CHECKPOINTS else path / CHECKPOINTS
     if not folder.is_dir():
         return path
     found = sorted(p for p in folder.iterdir() if p.suffix in TORCH_SUFFIXES)
+    own = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(STEPS))
+    if own and not found:
+        raise UserError(f"{path} is a run of this tool. Training starts from init.path={own[-1]}. {export_words(path)}")
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
         raise UserError(f"{folder} holds {len(found)} weight files ({names}). Name the file itself.")
     return found[0]
 
 
-def detect_layout(state: Iterable[str], source: str) -> str:
-    """Which layout a file's names show. Raises UserError for one that is no CogACT, OpenVLA or Prismatic."""
-    names = set(state)
-    if "head.positional_embedding" in names:
-        return "vla_ft"
-    if "projector.projector.0.weight" in names:
-        return "cogact" if "action_model.net.positional_embedding" in names else "prismatic"
-    if "projector.fc1.weight" in names and "language_model.lm_head.weight" in names:
-        return "openvla"
-    shown = ", ".join(sorted(names)[:4]) or "nothing"
-    raise UserError(f"{source} holds {shown}...: no CogACT, OpenVLA or Prismatic checkpoint.")
-
-
-def refuse_other_head(config: Config, action_dim: int, state: Mapping[str, Tensor], source: str) -> None:
-    """Raises UserError, with the settings that fit, where a file's head is not the configuration's."""
-    width, depth, horizon, actions = head_shape(state)
-    own = (config.dit.width, config.dit.depth, config.horizon, action_dim)
-    if own == (width, depth, horizon, actions):
-        return
-    name = next((n for n, size in HEADS.items() if (size.width, size.depth) == (width, depth)), f"width {width}")
-    if own[:2] != (width, depth):
-        raise UserError(
-            f"{source} holds the head {name}, the configuration {config.action_model_type}. "
-            f"Set model.action_model_type={name}."
-        )
-    if own[2] != horizon:
-        raise UserError(
-            f"{source} predicts {horizon} actions, the configuration {config.horizon}. "
-            f"Set model.future_action_window_size={horizon - 1}."
-        )
-    raise UserError(
-        f"{source} moves {actions} dimensions, the dataset {action_dim}. Bring the dataset's actions into that form "
-        "(data.standardize), or start from a checkpoint without a head, such as openvla-7b-prismatic."
+def export_words(run: str | Path) -> str:
+    """How a run of this tool comes to the form that ``load_vla`` takes."""
+    return (
+        "load_vla takes CogACT's published weights; of a run here make them with `vla-ft export format=cogact "
+        f"checkpoint={run} output=FOLDER`."
     )
 
 
-def head_shape(state: Mapping[str, Tensor]) -> tuple[int, int, int, int]:
-    """(width, depth, actions in a chunk, action dimensions) of a published head, from its tensors' shapes."""
-    prefix = "action_model.net."
-    positions, width = state[prefix + "positional_embedding"].shape
-    numbers = [int(m[1]) for key in state if (m := re.match(re.escape(prefix) + r"blocks\.(\d+)\.", key))]
-    return width, 1 + max(numbers, default=-1), positions - 1, state[prefix + "x_embedder.linear.weight"].shape[1]
+def _open(path: str | Path) -> Weights:
+    """A published file, its run's folder (one ``.pt`` under ``checkpoints``), or our own files."""
+    file = find_file(Path(path))
+    torch_file = file.is_file() and file.suffix in TORCH_SUFFIXES
+    tensors = open_tensors(file, "model") if torch_file else open_tensors(file)
+    layout = detect_layout(tensors, str(path))
+    names = own_names(tensors, layout)
+    held = {part_of(name) for name in names.values() if name is not None}
+    return Weights(str(path), layout, tensors, names, {part: str(path) for part in PARTS if part in held})
 
 
-def published_name(name: str) -> str:
-    """A tensor of the model as published files call it, sub-dictionary first."""
-    for ours, theirs in PUBLISHED:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    raise ValueError(f"'{name}' is no tensor of {CogAct.__name__}")
+def _completed(weights: Weights, base: Weights) -> Weights:
+    """With the base's tensors of the parts that are lacking; its others stay where they are."""
+    lacking = weights.lacking
+    if not lacking:
+        raise UserError(f"{weights.source} holds every part, nothing is left for {base.source}. Leave out the base.")
+    wanted = [key for key, name in base.names.items() if name is not None and part_of(name) in (*lacking, None)]
+    return replace(
+        weights,
+        source=f"{weights.source} with {_listed(set(lacking) & base.parts.keys()) or 'nothing'} of {base.source}",
+        tensors=weights.tensors.joined(base.tensors.only(wanted), _BASE),
+        names={**weights.names, **{_BASE + key: base.names[key] for key in wanted}},
+        parts={part: file for part in PARTS if (file := {**base.parts, **weights.parts}.get(part)) is not None},
+    )
 
 
-def own_name(key: str, beginnings: tuple[tuple[str, str], ...] = PUBLISHED) -> str | None:
-    """The model's name of a published tensor. The average that runs with ``use_ema`` add is knowingly unused."""
-    if key.startswith(_AVERAGE):
-        return None
-    for ours, theirs in beginnings:
-        if key.startswith(theirs):
-            # Hugging Face's OpenVLA calls DINOv2's scales otherwise.
-            return ours + key.removeprefix(theirs).replace(".scale_factor", ".gamma")
-    return _NOWHERE + key
+def _listed(parts: object, joint: str = "and") -> str:
+    """Parts in the model's order, as one says them."""
+    names = [part for part in PARTS if part in parts]  # type: ignore[operator]
+    return f" {joint} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

@@ -71,7 +71,7 @@ class Config:
     loss_mask: bool = False
     """Leave padded steps out of the loss. The published loss counts them: there actions have come to rest."""
 
-    cfg_scale: Annotated[float, Field(ge=1)] = 1.5
+    cfg_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.5
     """Guidance at inference; 1 is none and halves the head's work."""
     use_ddim: bool = True
     """DDIM, or all 100 steps with noise (DDPM), which magnifies errors of its first step 2,000 times."""

@@ -119,6 +119,13 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
+def check_scale(scale: float) -> float:
+    """A scale of ``guided``, as it is. Raises UserError for one that is no number: it would reach the robot."""
+    if not math.isfinite(scale):
+        raise UserError(f"cfg_scale is {scale}; expected a number, such as 1.5. 1 is without guidance.")
+    return scale
+
+
 def _split(denoise: Denoise, x: Tensor, schedule: Schedule, index: int) -> tuple[Tensor, Tensor]:
     """What a sample holds at a step: predicted clean actions, and the noise that they leave."""
     step = torch.full((len(x),), int(schedule.steps[index]), device=x.device)

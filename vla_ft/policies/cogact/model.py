@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vla_ft.policies.base import FEATURE_PREFIX, Batch, FrozenFeatures, Loss, Model
 from vla_ft.policies.cogact.config import Config
-from vla_ft.policies.cogact.diffusion import Schedule, add_noise, guided, sample_ddim, sample_ddpm
+from vla_ft.policies.cogact.diffusion import Schedule, add_noise, check_scale, guided, sample_ddim, sample_ddpm
 from vla_ft.policies.cogact.dit import Dit
 from vla_ft.policies.cogact.vlm import Vlm
 
@@ -87,10 +87,10 @@ class CogAct(Model):
     ) -> Tensor:
         """Actions [B, T, A] from a cognition feature [B, 1, Z] and initial noise [B, T, A], in float32 as published.
 
-        What is None is the configuration's. Raises UserError for a number of DDIM steps that cannot be.
+        What is None is the configuration's. Raises UserError for a number of DDIM steps or a guidance that cannot be.
         """
         config = self.config
-        scale = config.cfg_scale if cfg_scale is None else cfg_scale
+        scale = check_scale(config.cfg_scale if cfg_scale is None else cfg_scale)
         ddim = config.use_ddim if use_ddim is None else use_ddim
         empty = self.head.z_embedder.uncondition.expand_as(feature)
 
@@ -102,7 +102,8 @@ class CogAct(Model):
             return guided(conditional, unconditional, scale)
 
         if ddim:
-            return sample_ddim(predict, noise, self.schedule.respaced(num_ddim_steps or config.num_ddim_steps))
+            count = config.num_ddim_steps if num_ddim_steps is None else num_ddim_steps
+            return sample_ddim(predict, noise, self.schedule.respaced(count))
         return sample_ddpm(predict, noise, self.schedule)
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

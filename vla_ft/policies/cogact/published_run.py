@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from vla_ft.data.published_statistics import to_openvla
 from vla_ft.errors import UserError
 from vla_ft.policies.base import TrainedFacts
-from vla_ft.policies.cogact.checkpoint import CHECKPOINTS, find_file, published_name
+from vla_ft.policies.cogact.checkpoint import CHECKPOINTS, START, find_file
 from vla_ft.policies.cogact.config import Config
+from vla_ft.policies.cogact.layouts import PARTS, published_name
 
 CONFIG, STATISTICS = "config.json", "dataset_statistics.json"
 BASE_VLM = "prism-dinosiglip-224px+7b"
@@ -24,7 +25,8 @@ BASE_VLM = "prism-dinosiglip-224px+7b"
 def write_run(folder: Path, tensors: Iterable[tuple[str, Tensor]], facts: TrainedFacts) -> int:
     """Write a checkpoint as the published ``load_vla`` reads it, into an empty folder. Returns the number of tensors.
 
-    Holds all weights in memory. Raises UserError when the disk is full.
+    Parts may be left out: the file then says what weights they are of. Holds all weights in memory. Raises UserError
+    when the disk is full.
     """
     assert isinstance(facts.config, Config)
     model: dict[str, dict[str, Tensor]] = {}
@@ -40,10 +42,16 @@ def write_run(folder: Path, tensors: Iterable[tuple[str, Tensor]], facts: Traine
         file.parent.mkdir()
         (folder / CONFIG).write_text(json.dumps(published_config(facts.config, facts.description.action_dim), indent=2))
         (folder / STATISTICS).write_text(json.dumps(statistics, indent=2))
-        torch.save({"model": model}, file)
+        torch.save({"model": model, **left_out(model, facts.start)}, file)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         raise UserError(f"{folder} could not be written: {error}. Free space, or name another folder.") from None
     return count
+
+
+def left_out(model: Mapping[str, Any], start: str | None) -> dict[str, str]:
+    """What a file says beside its sub-dictionaries where some are missing: the weights that those are of."""
+    whole = {published_name(beginning).partition(".")[0] for beginning in PARTS.values()}
+    return {} if start is None or model.keys() == whole else {START: start}
 
 
 def published_config(config: Config, action_dim: int) -> dict[str, Any]:
