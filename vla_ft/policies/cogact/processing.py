@@ -53,6 +53,10 @@ class CogActProcessor(Processor):
         narrowed.keys = () if IMAGE in keys else self.keys
         return narrowed
 
+    def tokens_of(self, instruction: str) -> Sequence[int]:
+        """The prompt's numbers, marks included. Raises UserError for a prompt over the limit."""
+        return self.prompts(instruction)
+
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Stack samples into ``image`` uint8 [B, S, S, 3], ``tokens`` int64 [B, L] and ``token_mask`` bool [B, L],
         padded on the right to the longest; where the samples have actions, ``action`` float32 [B, T, A] normalised with
