@@ -66,7 +66,7 @@ def main() -> None:
     """Run both and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
     found: dict[str, Any] = {"steps": options.steps, "mean_of": ENDS, "torch": torch.__version__}
     found["own_pictures"] = run(options.steps)
