@@ -1,4 +1,4 @@
-"""The mock fine-tuning document's setting on its own cards: refused with its numbers, and what is recommended instead."""
+"""The mock fine-tuning document's setting on its own cards: refused with its numbers, and what is recommended."""
 
 from __future__ import annotations
 
