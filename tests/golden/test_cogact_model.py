@@ -10,11 +10,11 @@ import torch
 from golden_files import Golden
 from torch import Tensor
 
-from vla_ft.policies.cogact.layouts import own_name, published_name
 from vla_ft.policies.cogact.config import Config, LlamaShape
 from vla_ft.policies.cogact.diffusion import STEPS, Schedule, add_noise, ddim_counts, guided, sample_ddim, sample_ddpm
 from vla_ft.policies.cogact.dit import Dit, DitShape
 from vla_ft.policies.cogact.language import Projector
+from vla_ft.policies.cogact.layouts import own_name, published_name
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.cogact.vision import TowerShape
 

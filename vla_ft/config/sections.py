@@ -21,8 +21,12 @@ class InitConfig:
     path: str | None = None
     """A file or folder, or the name of weights that ``vla-ft fetch`` brought."""
     layout: str = "auto"
+    base: str | None = None
+    """The same for the parts that ``path`` leaves out because they were frozen when it was trained (cogact alone)."""
 
     def __post_init__(self) -> None:
+        if self.path is None and self.base is not None:
+            raise UserError(f"init.base={self.base} completes a file, and init.path names none. Give init.path=...")
         if self.path is None and self.layout != "auto":
             raise UserError(f"init.layout={self.layout} describes a file, and init.path names none. Give init.path=...")
 

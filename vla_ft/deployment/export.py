@@ -242,6 +242,11 @@ def _refuse_incomplete(config: ExportConfig, run: RunConfig) -> None:
     if adapted or not run.freeze:
         told = f"{', '.join(adapted)} had adapters" if adapted else "nothing was frozen (freeze=[])"
         raise UserError(f"frozen=leave_out, but {told} in this run: everything must be written. Leave it out.")
+    if run.init.base is not None:
+        raise UserError(
+            f"frozen=leave_out, but this run began with two files (init.path={run.init.path}, init.base="
+            f"{run.init.base}), and whoever loads a file names one. Leave it out."
+        )
     if run.init.path is None:
         raise UserError(
             "frozen=leave_out, but this run began with random weights (no init.path): its frozen parts are in no other "

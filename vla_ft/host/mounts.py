@@ -12,7 +12,7 @@ FOLDERS = {"VLA_FT_DATA": ("datasets", "/data"), "VLA_FT_RUNS": ("runs", "/runs"
 """Variable of ``.env`` or the shell -> its default in the clone, and where compose.yaml mounts it."""
 WRITABLE = "/runs"
 """The one of them that is not mounted read-only."""
-PATH_KEYS = ("data.path", "output", "init.path", "resume")
+PATH_KEYS = ("data.path", "output", "init.path", "init.base", "resume")
 """Keys of a run that hold paths."""
 
 

@@ -145,6 +145,10 @@ class Processor(ABC):
         """Raises UserError when an instruction of the data cannot be used; training asks before its first step."""
         return None
 
+    def tokens_of(self, instruction: str) -> Sequence[int]:
+        """The numbers that an instruction becomes; none for a policy that reads no words."""
+        return ()
+
     def without(self, keys: Collection[str]) -> Processor:
         """A copy that neither reads nor collates these batch keys: a cache holds what the model makes of them."""
         narrowed = copy.copy(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ def assemble(
     lines on the progress of what takes long.
     """
     # A name that was not fetched is told before the data is read.
-    published = str(resolve(config.init.path)) if start is None and config.init.path is not None else None
+    published = _published(config) if start is None else None
     reader, path = _open(config, engine)
     data = config.data
     damaged = Damaged()
@@ -131,13 +131,13 @@ def _hold_model(
     reader: EpisodeReader,
     processor: Processor,
     start: Path | None,
-    published: str | None,
+    published: Mapping[str, str] | None,
     say: Callable[[str], None],
 ) -> tuple[str, Cached]:
     """Build the model, take out parts whose features are cached, and hand it to the engine. Collective.
 
     Returns where its weights come from, in words, and what the cached parts left. ``start`` is the checkpoint that the
-    run continues, ``published`` a file of weights to begin with. An engine of shards wants the values on the main
+    run continues, ``published`` the files of weights to begin with. An engine of shards wants the values on the main
     process alone: a machine then holds one copy of the model in host memory, and the others build it without storage.
     """
     policy = load_policy(config.policy)
@@ -148,7 +148,7 @@ def _hold_model(
         with nullcontext() if engine.builds_real else torch.device("meta"):
             model = policy.build_model(config.model, reader.description)
             if published is not None and engine.builds_real:
-                weights = str(policy.load_weights(model, published, config.init.layout))
+                weights = str(policy.load_weights(model, layout=config.init.layout, **published))
             prepare_model(model, config)
         return model, weights
 
@@ -159,6 +159,19 @@ def _hold_model(
     engine.build_optimizer()
     engine.check()
     return engine.broadcast(weights), cached
+
+
+def _published(config: RunConfig) -> dict[str, str] | None:
+    """The files that ``init`` names, as ``load_weights`` takes them; None for none. Raises UserError."""
+    init = config.init
+    if init.path is None:
+        return None
+    found = {"path": str(resolve(init.path))}
+    if init.base is None:
+        return found
+    if not getattr(load_policy(config.policy), "COMPLETES", False):
+        raise UserError(f"init.base={init.base}: policy '{config.policy}' takes whole files alone. Leave it out.")
+    return {**found, "base": str(resolve(init.base))}
 
 
 def training_batches(run: Run, engine: Engine) -> Iterator[Batch]:

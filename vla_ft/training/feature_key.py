@@ -15,6 +15,7 @@ from vla_ft.checkpoints import write_json
 from vla_ft.config import RunConfig
 from vla_ft.data.content import FileContent, hash_files
 from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.sample import IMAGE_PREFIX
 from vla_ft.policies.base import FrozenFeatures, Model, Processor
 from vla_ft.policies.frozen_parts import weights_hash
 
@@ -29,6 +30,8 @@ _NAMES = {
     "inputs": "the inputs",
     "outputs": "the features",
     "observation_steps": "the observation window",
+    "cameras": "the cameras",
+    "tokens": "the numbers that instructions become (another tokenizer)",
     "stored": "the stored type",
     "torch": "the version of torch",
 }
@@ -68,7 +71,11 @@ def build_key(
     }
     if declared.scope == "sample":
         key["observation_steps"] = str(processor.window.observation_steps)
-        key["instructions"] = _hash([reader.instruction(episode) for episode in range(len(reader.lengths))])
+        told = [reader.instruction(episode) for episode in range(len(reader.lengths))]
+        key["instructions"] = _hash(told)
+        # Inputs of a whole sample are called the same whichever camera and tokenizer they come from.
+        key["cameras"] = ", ".join(k.removeprefix(IMAGE_PREFIX) for k in processor.keys if k.startswith(IMAGE_PREFIX))
+        key["tokens"] = _hash([[int(number) for number in processor.tokens_of(text)] for text in sorted(set(told))])
     if "proprio" in declared.inputs:
         key["statistics"] = processor.statistics.source_hash
     return {**key, "files": _file_hashes(reader, folder)}
@@ -89,7 +96,7 @@ def differences(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
                 for entry in dict.fromkeys((*was, *now))
                 if was.get(entry) != now.get(entry)
             ]
-        elif name in ("weights", "instructions", "statistics"):
+        elif name in ("weights", "instructions", "statistics", "tokens"):
             found.append(f"{_NAMES[name]} differ ({str(was)[:_SHOWN]}, now {str(now)[:_SHOWN]})")
         else:
             found.append(f"{_NAMES.get(name, name)} was {was!r}, is {now!r}")

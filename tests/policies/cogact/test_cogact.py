@@ -12,8 +12,10 @@ from torch import Tensor
 from vla_ft.config import LoraConfig, load_run_config
 from vla_ft.errors import UserError
 from vla_ft.planning.states import GIB, states
-from vla_ft.policies.base import Batch
+from vla_ft.policies.base import Batch, Loss
 from vla_ft.policies.cogact.config import Config
+from vla_ft.policies.cogact.diffusion import add_noise
+from vla_ft.policies.cogact.dit import ConditionEmbedder
 from vla_ft.policies.cogact.model import COGNITION, CogAct
 from vla_ft.policies.frozen_parts import cacheable, compute_rows, leave_out, replaced_inputs, with_features
 from vla_ft.training.adapters import add_adapters
@@ -67,17 +69,53 @@ def test_repeated_steps_take_effect() -> None:
 
 def test_padded_steps_count_as_published_unless_masked() -> None:
     data = batch()
-    other = {**data, "action": data["action"].clone()}
-    other["action"][:, -1] += 1
-    assert fixed(model(), data) != fixed(model(), other)
-    one = model(loss_mask=True)
+    real = data["action_pad_mask"].repeat(3, 1)
+    assert 0 < (~real).sum() < real.sum()
     torch.manual_seed(0)
     noise, step = torch.randn(6, HORIZON, 7), torch.randint(100, (6,))
     drop = torch.zeros(6, dtype=torch.bool)
-    error = one.loss(data, noise=noise, step=step, drop=drop)
-    expected = model()
-    assert error.loss != expected.loss(data, noise=noise, step=step, drop=drop).loss
-    assert error.metrics["mse"] == error.loss.detach()
+
+    def loss(data: Batch, masked: bool) -> Loss:
+        return model(loss_mask=masked).loss(data, noise=noise, step=step, drop=drop)
+
+    one = model()
+    noisy = add_noise(one.schedule, data["action"].repeat(3, 1, 1), noise, step)
+    error = (one.head(noisy, step, one.cognition(data).repeat(3, 1, 1), drop) - noise).square()
+    assert loss(data, masked=False).loss.item() == pytest.approx(error.mean().item(), rel=1e-5)
+    masked = loss(data, masked=True)
+    assert masked.loss.item() == pytest.approx(error[real].mean().item(), rel=1e-5)
+    assert masked.loss.item() != pytest.approx(error.mean().item(), rel=1e-2)
+    assert masked.metrics["mse"] == masked.loss.detach()
+    nothing = {**data, "action_pad_mask": torch.zeros_like(data["action_pad_mask"])}
+    assert loss(nothing, masked=True).loss == 0
+
+
+def test_a_tenth_is_trained_without_condition() -> None:
+    embedder = ConditionEmbedder(4, 8, 0.1)
+    torch.nn.init.constant_(embedder.uncondition, 5.0)
+    z = torch.zeros(10_000, 1, 4)
+    blank = embedder.linear(torch.full((4,), 5.0))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        seen = embedder(z)
+        dropped = (seen - blank).abs().amax((1, 2)) < 1e-5
+        assert 0.09 < dropped.float().mean() < 0.11
+        torch.testing.assert_close(seen[~dropped], embedder.linear(z)[~dropped])
+        assert torch.equal(embedder.eval()(z), embedder.linear(z)), "none outside training"
+
+
+def test_each_tower_sees_pixels_by_its_own_numbers() -> None:
+    """DINOv2 by ImageNet's mean and deviation, SigLIP by a half of each, written out here."""
+    towers = model().vlm.vision
+    images = batch()["image"]
+    scaled = images.permute(0, 3, 1, 2).float() / 255
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = towers.fuse((scaled - mean) / deviation, scaled * 2 - 1)
+        torch.testing.assert_close(towers(images), expected, rtol=0, atol=1e-5)
+        swapped = towers.fuse(scaled * 2 - 1, (scaled - mean) / deviation)
+    assert (swapped - expected).abs().max() > 1e-2
 
 
 def test_a_frozen_part_is_left_alone() -> None:

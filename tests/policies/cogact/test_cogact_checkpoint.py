@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vla_ft.config import load_run_config
-from vla_ft.deployment.export import ExportConfig, export
+from vla_ft.deployment.export import ExportConfig, _refuse_incomplete, export
 from vla_ft.errors import UserError
 from vla_ft.policies.base import TrainedFacts
 from vla_ft.policies.cogact import load_weights
@@ -149,12 +149,35 @@ def test_an_export_without_its_frozen_parts(tmp_path: Path) -> None:
             assert torch.equal(vla[name], reader.tensor(name)) and torch.equal(again.state_dict()[name], vla[name]), (
                 name
             )
-    export(ExportConfig(checkpoint=str(tmp_path / "run"), output=str(tmp_path / "whole"), format="cogact"))
+    whole = str(tmp_path / "whole")
+    export(ExportConfig(checkpoint=str(tmp_path / "run"), output=whole, format="cogact"))
+    words = ("data.mock.action_dim=7", "seed=1")
+    first = trained(tmp_path / "from_two", f"init.path={out}", f"init.base={base}", *words)
+    assert first == trained(tmp_path / "from_one", f"init.path={whole}", *words)
     assert load_vla(tmp_path / "whole", tokenizer="stand-in").config.horizon == 8
-    trained(tmp_path / "fresh", "freeze=[llm]")
-    with pytest.raises(UserError, match="began with random weights"):
-        export(ExportConfig(checkpoint=str(tmp_path / "fresh"), output=str(tmp_path / "x"), format="cogact",
-                            frozen="leave_out"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("freeze=[llm]",), "began with random weights"),
+        (("init.path=a",), r"nothing was frozen \(freeze=\[\]\)"),
+        (("freeze=[vision]", "init.path=a", "init.base=b"), r"two files \(init\.path=a, init\.base=b\)"),
+        (("recipe=act-mock", "freeze=[backbone]", "init.path=a"), "policy 'act' cannot complete a file"),
+    ],
+)
+def test_frozen_parts_that_would_be_lost_are_not_left_out(words: tuple[str, ...], message: str) -> None:
+    config = ExportConfig(checkpoint="run", output="out", frozen="leave_out")
+    with pytest.raises(UserError, match=message):
+        _refuse_incomplete(config, load_run_config(["recipe=cogact-mock", *words]))
+
+
+def test_a_base_needs_a_file_and_a_policy_that_takes_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"init\.path names none"):
+        load_run_config([*TINY, "init.base=cogact-base"])
+    words = ("recipe=act-mock", f"init.path={tmp_path}", f"init.base={tmp_path}", f"output={tmp_path / 'a'}")
+    with pytest.raises(UserError, match="'act' takes whole files alone"):
+        train(load_run_config(words))
 
 
 def test_openvla_of_hugging_face(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cogact_examples import HORIZON, SIZE, batch, description, samples, small_config, statistics
+from PIL import Image
 
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
@@ -83,8 +84,13 @@ def test_every_dataset_of_a_mixture_has_its_own_bounds() -> None:
 def test_pictures_are_squeezed_to_the_square() -> None:
     given = samples(1)
     given[0]["observation"]["image_primary"] = np.full((1, 40, 60, 3), 77, np.uint8)
-    data = processor(description(cameras={"primary": (40, 60)})).collate(given)
+    wide = processor(description(cameras={"primary": (40, 60)}))
+    data = wide.collate(given)
     assert data["image"].shape == (1, SIZE, SIZE, 3) and (data["image"] == 77).all()
+    textured = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    given[0]["observation"]["image_primary"] = textured[None]
+    expected = Image.fromarray(textured).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    assert np.array_equal(wide.collate(given)["image"][0], np.asarray(expected))
 
 
 def test_cached_features_need_neither_picture_nor_prompt() -> None:

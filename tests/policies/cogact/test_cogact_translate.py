@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -231,6 +232,8 @@ def test_the_published_summary() -> None:
     lines = setup_lines(facts)
     assert lines[0] == "FSDP Full-Shard Strategy =>> Finalized Training Setup:"
     assert [line.strip() for line in lines[1:]] == [line.strip() for line in document.strip().splitlines()]
+    halves = setup_lines(dataclasses.replace(facts, engine="zero2"))
+    assert halves[0] == "ZeRO Shard-Grad-Op Strategy =>> Finalized Training Setup:" and halves[1:] == lines[1:]
 
 
 def test_the_script_trains_from_the_documents_flags(

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vla_ft.policies.cogact.vision import Attention, Mlp
+from vla_ft.nn.linear import InferenceLinear
+from vla_ft.policies.cogact.vision import Attention
 
 DitName = Literal["DiT-S", "DiT-B", "DiT-L"]
 
@@ -65,7 +66,8 @@ class Dit(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, step: Tensor, z: Tensor, drop: Tensor | None = None) -> Tensor:
-        """``drop`` bool [B]: whose condition is replaced by the learned "no condition"; None drops none."""
+        """``drop`` bool [B]: whose condition is replaced by the learned "no condition"; None draws it in
+        training, and drops none otherwise."""
         condition = self.t_embedder(step).unsqueeze(1) + self.z_embedder(z, drop)
         moves = self.x_embedder(x.to(self.positional_embedding.dtype))
         tokens = torch.cat((condition, moves), dim=1) + self.positional_embedding
@@ -82,6 +84,7 @@ class StepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, step: Tensor) -> Tensor:
+        """Steps count from 0, as in training, whichever of them a sampler keeps."""
         half = FREQUENCIES // 2
         rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=step.device) / half)
         angles = step.float().unsqueeze(1) * rates
@@ -99,6 +102,7 @@ class ConditionEmbedder(nn.Module):
         self.drop = drop
 
     def forward(self, z: Tensor, drop: Tensor | None = None) -> Tensor:
+        """``drop`` bool [B], as in ``Dit.forward``."""
         if drop is None and self.training and self.drop > 0:
             drop = torch.rand(len(z), device=z.device) < self.drop
         return self.linear(z if drop is None else torch.where(drop[:, None, None], self.uncondition, z))
@@ -110,13 +114,26 @@ class DitBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, InferenceLinear)
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.mlp = Mlp(width, 4 * width, approximate="tanh")
+        self.mlp = _Mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attention, then the MLP, each added to what went in."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+class _Mlp(nn.Module):
+    """Two layers with a GELU between, which as a pass of its own costs a tenth of their products."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = InferenceLinear(width, 4 * width)
+        self.fc2 = InferenceLinear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1.gelu(x, "tanh"))
 
 
 class _Embedder(nn.Module):

@@ -79,7 +79,8 @@ class DocumentedMock:
 
     def __iter__(self) -> Iterator[Documented]:
         random = np.random.default_rng([self.seed, 1])
-        for trajectory, step in zip(random.integers(len(self), size=len(self)), random.integers(STEPS, size=len(self))):  # noqa: B905
+        trajectories, steps = (random.integers(limit, size=len(self)) for limit in (len(self), STEPS))
+        for trajectory, step in zip(trajectories, steps, strict=True):
             yield self.sample(int(trajectory), int(step))
 
     def sample(self, trajectory: int, step: int) -> Documented:

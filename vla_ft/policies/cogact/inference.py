@@ -23,7 +23,7 @@ from vla_ft.policies.cogact.checkpoint import Weights, apply_weights, export_wor
 from vla_ft.policies.cogact.config import SMALL_LLAMA, Config
 from vla_ft.policies.cogact.layouts import Shapes, head_name, head_shape, refuse_other_head
 from vla_ft.policies.cogact.model import CogAct
-from vla_ft.policies.cogact.processing import OPEN_ABOVE, squeezed
+from vla_ft.policies.cogact.processing import commands, squeezed
 from vla_ft.policies.cogact.prompts import FILE, Prompts
 from vla_ft.policies.cogact.published_arguments import (
     GENERATION,
@@ -224,10 +224,9 @@ def in_units(raw: np.ndarray, statistics: Mapping[str, Any]) -> tuple[np.ndarray
     action = statistics["action"]
     mask = action_mask(statistics)
     gripper = ~mask if "mask" in action else np.arange(len(mask)) == GRIPPER
-    clipped = np.clip(raw.astype(np.float32), -1, 1)
-    normalized = np.where(gripper, (clipped >= OPEN_ABOVE).astype(np.float32), clipped)
-    low, high = np.asarray(action["q01"], np.float64), np.asarray(action["q99"], np.float64)
-    scaled = 0.5 * (normalized.astype(np.float64) + 1) * (high - low) + low
+    normalized = commands(raw.astype(np.float32), gripper)
+    low, high = (np.asarray(action[key], np.float64) for key in ("q01", "q99"))
+    scaled = 0.5 * (normalized.astype(np.float64) + 1) * (high - low) + low  # Bounds' rule, in float64 as published
     return np.where(mask, scaled, normalized), normalized
 
 

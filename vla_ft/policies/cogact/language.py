@@ -22,6 +22,7 @@ class Projector(nn.Module):
         )
 
     def forward(self, patches: Tensor) -> Tensor:
+        """A token for every patch."""
         return self.projector(patches)
 
 

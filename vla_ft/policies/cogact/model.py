@@ -92,12 +92,12 @@ class CogAct(Model):
         config = self.config
         scale = check_scale(config.cfg_scale if cfg_scale is None else cfg_scale)
         ddim = config.use_ddim if use_ddim is None else use_ddim
-        empty = self.head.z_embedder.uncondition.expand_as(feature)
+        conditions = torch.cat((feature, self.head.z_embedder.uncondition.expand_as(feature)))
 
         def predict(x: Tensor, step: Tensor) -> Tensor:
             if scale <= 1:
                 return self.head(x, step, feature).float()
-            both = self.head(torch.cat((x, x)), torch.cat((step, step)), torch.cat((feature, empty)))
+            both = self.head(torch.cat((x, x)), torch.cat((step, step)), conditions)
             conditional, unconditional = both.float().chunk(2)
             return guided(conditional, unconditional, scale)
 

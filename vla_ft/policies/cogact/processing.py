@@ -53,6 +53,10 @@ class CogActProcessor(Processor):
         narrowed.keys = () if IMAGE in keys else self.keys
         return narrowed
 
+    def tokens_of(self, instruction: str) -> Sequence[int]:
+        """The prompt's numbers, marks included. Raises UserError for a prompt over the limit."""
+        return self.prompts(instruction)
+
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Stack samples into ``image`` uint8 [B, S, S, 3], ``tokens`` int64 [B, L] and ``token_mask`` bool [B, L],
         padded on the right to the longest; where the samples have actions, ``action`` float32 [B, T, A] normalised with
@@ -74,8 +78,7 @@ class CogActProcessor(Processor):
 
     def unnormalize(self, actions: Tensor, dataset: Tensor | None = None) -> np.ndarray:
         """Normalised [B, T, A] to robot units, float32: clipped to [-1, 1], grippers to 0 or 1, then scaled."""
-        values = np.clip(actions.detach().float().cpu().numpy(), -1, 1)
-        values = np.where(self.gripper, (values >= OPEN_ABOVE).astype(np.float32), values)
+        values = commands(actions.detach().float().cpu().numpy(), self.gripper)
         return self._normalizer.unnormalize(values, None if dataset is None else dataset.cpu().numpy())
 
     def _picture(self, sample: Sample) -> np.ndarray:
@@ -98,6 +101,12 @@ class CogActProcessor(Processor):
             assert isinstance(member, Bounds)
             normalized[row] = neutral_padding(normalized[row], real[row], member, self.absolute)
         return normalized
+
+
+def commands(actions: np.ndarray, gripper: np.ndarray) -> np.ndarray:
+    """Predicted actions float32 [..., A] clipped to [-1, 1]; where ``gripper`` bool [A] is true, 0 or 1."""
+    clipped = np.clip(actions, -1, 1)
+    return np.where(gripper, (clipped >= OPEN_ABOVE).astype(np.float32), clipped)
 
 
 def squeezed(picture: np.ndarray, size: int) -> np.ndarray:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from vla_ft.policies.base import SetupFacts
 
-_STRATEGIES = {"fsdp2": "FSDP Full-Shard", "hsdp": "FSDP Hybrid-Shard", "ddp": "DDP", "single": "Single-Process"}
+_STRATEGIES = {
+    "fsdp2": "FSDP Full-Shard", "zero3": "ZeRO Full-Shard", "zero2": "ZeRO Shard-Grad-Op", "zero1": "ZeRO Shard-Op",
+    "hsdp": "FSDP Hybrid-Shard", "ddp": "DDP", "single": "Single-Process",
+}  # fmt: skip
 _SCHEDULES = {"cosine": "linear-warmup+cosine-decay", "linear": "linear-warmup+linear-decay"}
 
 

@@ -8,7 +8,6 @@ the published checkpoints hold them; timm itself needs torchvision and stays out
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,15 +46,19 @@ def normalize_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, 
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one projection for queries, keys and values. [B, L, width] to the same."""
+    """Multi-head self-attention with one projection for queries, keys and values. [B, L, width] to the same.
 
-    def __init__(self, width: int, heads: int) -> None:
+    ``linear``: which kind of layers.
+    """
+
+    def __init__(self, width: int, heads: int, linear: type[nn.Linear] = nn.Linear) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = linear(width, 3 * width)
+        self.proj = linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Every place attends to every other."""
         batch, length, width = x.shape
         query, key, value = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
@@ -65,14 +68,14 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with a GELU between. [..., width] to the same."""
 
-    def __init__(self, width: int, inner: int, approximate: Literal["none", "tanh"] = "none") -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
-        self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        """Each place by itself."""
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -88,6 +91,7 @@ class Block(nn.Module):
         self.ls2 = _LayerScale(shape.width) if shape.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attention, then the MLP, each added to what went in."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
@@ -122,6 +126,7 @@ class Tower(nn.Module):
         return list(self.blocks)[:-1]
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Patches row by row, without class token and registers."""
         x = self.patch_embed(pixels) + self.pos_embed
         prefix = 0
         if self.registers:  # they have no place in the picture, hence no position
@@ -141,6 +146,7 @@ class VisionTowers(nn.Module):
         self.siglip_featurizer = Tower(siglip, image_size)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Each tower sees the pixels by its own mean and deviation."""
         dtype = self.dino_featurizer.pos_embed.dtype
         return self.fuse(*(normalize_pixels(images, *MEAN_STD[name]).to(dtype) for name in ("dino", "siglip")))
 

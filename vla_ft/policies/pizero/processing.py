@@ -48,6 +48,10 @@ class PiZeroProcessor(Processor):
         narrowed.keys = tuple(key for key in self.keys if key not in dropped)
         return narrowed
 
+    def tokens_of(self, instruction: str) -> Sequence[int]:
+        """The prompt's numbers, padding included."""
+        return self.prompts(instruction).tolist()
+
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Stack samples into ``image`` uint8 [B, S, S, 3], ``text`` int64 [B, N], normalised ``proprio`` float32 [B, P]
         and, where the samples have actions, normalised ``action`` float32 [B, K, A] with ``action_pad_mask`` [B, K].
