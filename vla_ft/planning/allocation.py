@@ -117,6 +117,8 @@ class AllocationLog(TorchDispatchMode):
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
         result = function(*arguments, **(keywords or {}))
+        if function.namespace == "prim":  # a question about a tensor, such as its device
+            return result
         before = len(self._alive)
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):

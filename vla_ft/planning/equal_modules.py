@@ -14,19 +14,24 @@ _COUNTED = ("layer_idx",)
 _OWN = frozenset(vars(nn.Module())) | {"forward"}
 
 
-def describe_module(module: nn.Module) -> tuple[Any, ...]:
-    """Equal for two modules when all that their code can read is equal, numbers in weights and buffers apart.
+def describe_module(module: nn.Module, name: str) -> tuple[Any, ...]:
+    """Equal for two modules when all that their code can read is equal, but for numbers in weights and buffers and
+    for what a module is called.
 
     Classes, settings, hooks' numbers, and the shapes, types and training of weights. What has no plain value is held
-    against itself. A replaced ``forward`` of the module itself is not looked at.
+    against itself. A replaced ``forward`` is not looked at. ``name`` is that of the module in its model, which peft
+    writes into every layer that it adapts.
     """
-    return tuple((name, *_one(each)) for name, each in module.named_modules(remove_duplicate=False))
+    return tuple(
+        (below, *_one(each, f"{name}.{below}")) for below, each in module.named_modules(remove_duplicate=False)
+    )
 
 
-def _one(module: nn.Module) -> tuple[Any, ...]:
+def _one(module: nn.Module, name: str) -> tuple[Any, ...]:
     weights = tuple((name, _weight(value)) for name, value in module.named_parameters(recurse=False))
     buffers = tuple((name, _weight(value)) for name, value in module.named_buffers(recurse=False))
-    settings = tuple((k, _value(v)) for k, v in vars(module).items() if k not in _OWN and k not in _COUNTED)
+    own = ((key, value) for key, value in vars(module).items() if key not in _OWN and key not in _COUNTED)
+    settings = tuple((key, _value(value, name)) for key, value in own)
     hooks = tuple(len(value) for key, value in vars(module).items() if key.endswith("_hooks"))
     return type(module), module.training, weights, buffers, settings, hooks
 
@@ -35,16 +40,20 @@ def _weight(value: Tensor) -> tuple[Any, ...]:
     return tuple(value.shape), value.stride(), value.dtype, value.requires_grad, type(value)
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, name: str) -> Any:
     if isinstance(value, _PLAIN):
-        return type(value), value
+        return (type(value), value) if value != name else _Called
     if isinstance(value, Mapping):
-        return type(value), tuple((_value(key), _value(each)) for key, each in value.items())
+        return type(value), tuple((_value(key, name), _value(each, name)) for key, each in value.items())
     if isinstance(value, (list, tuple)):
-        return type(value), tuple(map(_value, value))
+        return type(value), tuple(_value(each, name) for each in value)
     if isinstance(value, (set, frozenset)):
-        return type(value), frozenset(map(_value, value))
+        return type(value), frozenset(_value(each, name) for each in value)
     return _Same(value)
+
+
+class _Called:
+    """Stands for a module's own name."""
 
 
 class _Same:

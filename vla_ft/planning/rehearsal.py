@@ -138,7 +138,7 @@ def _rehearse(
         for remove in _mark(model, engine, log, weights):
             stack.callback(remove)
         log.record()
-        with EqualBlocks(model.blocks(), log).standing_in() if equal_once else contextlib.nullcontext():
+        with EqualBlocks(model, model.blocks(), log).standing_in() if equal_once else contextlib.nullcontext():
             update(run, iter(batches), engine, stop=False)
         births = log.births(_states(engine.optimizer))
         events = log.events()

@@ -143,12 +143,12 @@ class _Stand(torch.autograd.Function):
 
 
 class EqualBlocks:
-    """Runs ``blocks`` in a step that ``log`` follows, as few of them as show what all allocate."""
+    """Runs ``blocks`` of ``model`` in a step that ``log`` follows, as few of them as show what all allocate."""
 
-    def __init__(self, blocks: Sequence[nn.Module], log: AllocationLog) -> None:
-        self._log = log
-        self._looks = [describe_module(block) for block in blocks]
-        self._blocks = blocks
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], log: AllocationLog) -> None:
+        self._log, self._blocks = log, blocks
+        names = {id(module): name for name, module in model.named_modules()}
+        self._looks = [describe_module(block, names[id(block)]) for block in blocks]
         self._chains: list[_Chain] = []
         self._chain = _Chain()
         self._last: _Call | None = None
