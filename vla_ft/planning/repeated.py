@@ -118,6 +118,8 @@ class _Skipped:
     differentiable: bool
     visits: int = 0
     back: Moment | None = None
+    """When its output's gradient came, and when its input's had been given on."""
+    after: Moment | None = None
     left: np.ndarray | None = None
     """Bytes by kind that it held until then."""
     gained: np.ndarray | None = None
@@ -290,7 +292,8 @@ class EqualBlocks:
                 if parameter.grad is None:
                     parameter.grad = torch.empty_like(parameter)
                 log.claim([parameter.grad], Kind.GRADIENT, log.unit)
-        skipped.gained = log.moment().held - before
+        skipped.after = log.moment()
+        skipped.gained = skipped.after.held - before
 
 
 def _count_backward(chain: _Chain, log: AllocationLog) -> None:
@@ -303,6 +306,11 @@ def _count_backward(chain: _Chain, log: AllocationLog) -> None:
     first, second, third = (chain.back[place] for place in range(RUN))
     way, other = log.between(third, second), log.between(second, first)
     change = second.held - third.held
+    arrivals = [*(skipped.back for skipped in reversed(passed[:-1])), third]
+    for skipped, arrival in zip(reversed(passed), arrivals, strict=True):
+        assert skipped.after is not None and arrival is not None
+        if skipped.after.event != arrival.event or not np.array_equal(skipped.after.held, arrival.held):
+            raise UnequalBlocks("something happens between the backward passes of two blocks")
     for skipped in passed:
         assert skipped.gained is not None and skipped.left is not None
         if not np.array_equal(change, skipped.gained - skipped.left):
