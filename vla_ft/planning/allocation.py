@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from vla_ft.planning.known_operations import KnownOperations
+
 ELSEWHERE = 1
 """In events relative to a moment: another block than the one in hand at that moment, which is 0."""
 CUDA_GRANULE = 512
@@ -109,6 +111,7 @@ class AllocationLog(TorchDispatchMode):
     _rows: list[tuple[int, ...]] = field(default_factory=list)
     _inserted: list[tuple[int, np.ndarray]] = field(default_factory=list)
     _recording: bool = False
+    _operations: KnownOperations = field(default_factory=KnownOperations)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -116,9 +119,9 @@ class AllocationLog(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
-        result = function(*arguments, **(keywords or {}))
         if function.namespace == "prim":  # a question about a tensor, such as its device
-            return result
+            return function(*arguments, **(keywords or {}))
+        result = self._operations(function, arguments, keywords or {})
         before = len(self._alive)
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
