@@ -39,8 +39,8 @@ def planned(recipe: str) -> dict[str, Any]:
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     row = {
         "words": " ".join(words), "cpu_seconds": round(used, 1),
-        "gib_needed_as_asked": round(plan["options"][0]["needed"] / GIB, 2), "largest_batch": plan["largest_batch"],
-        "load": round(os.getloadavg()[0], 1),
+        "gib_needed_as_asked": round(plan["options"][0]["needed"] / GIB, 2),
+        "largest_batch": plan["largest_batch_per_device"], "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip
     print(row, flush=True)
     return row

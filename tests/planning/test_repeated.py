@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from vla_ft.config import RunConfig, load_run_config
 from vla_ft.planning import repeated
 from vla_ft.planning.allocation import AllocationLog
+from vla_ft.planning.command import make_plan, read_request
 from vla_ft.planning.equal_modules import describe_module
 from vla_ft.planning.imagined import describe
 from vla_ft.planning.rehearsal import Compute, Trace, rehearse
+from vla_ft.planning.states import GIB
 from vla_ft.policies.base import Batch, Loss
 
 WORDS = (
@@ -154,6 +156,19 @@ def test_blocks_are_as_they_were_afterwards():
     with repeated.EqualBlocks(model, model.blocks(), AllocationLog()).standing_in():
         assert all("forward" in vars(block) for block in model.blocks())
     assert not any("forward" in vars(block) for block in model.blocks())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("recipe", "card", "cards", "needs", "largest"),
+    [("cogact-base-lora-24gb", "24GiB", 1, 19.44, 46), ("cogact-base-4x22gb", "22GiB", 4, 14.99, 50)],
+)
+def test_policies_of_seven_billion_weights(recipe, card, cards, needs, largest, skipped):
+    found = make_plan(read_request([f"recipe={recipe}", f"card={card}", f"cards={cards}"]))
+    assert found.asked is not None and found.recommended is found.asked
+    assert found.asked.forecast.needed / GIB == pytest.approx(needs, abs=0.005)
+    assert found.largest_batch == largest
+    assert len(skipped) >= 154 * 2, "77 of 93 blocks, two micro-batches, two sizes of batch"
 
 
 class Layer(nn.Module):
