@@ -27,6 +27,7 @@ from vla_ft.planning.allocation import AllocationLog, Events, Kind, Phase
 from vla_ft.planning.cached_parts import Caching, cacheable_parts, new_log, take_out_cached
 from vla_ft.planning.card_rules import card_rules
 from vla_ft.planning.imagined import imagined_run, widen
+from vla_ft.planning.repeated import EqualBlocks, UnequalBlocks
 from vla_ft.policies.base import Batch, Model
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.engines import Engine
@@ -91,13 +92,25 @@ class Trace:
 
 
 def rehearse(
-    config: RunConfig, description: DatasetDescription, *, compute: Compute, card: bool, build: Build | None = None
-) -> Trace:
+    config: RunConfig, description: DatasetDescription, *, compute: Compute, card: bool, build: Build | None = None,
+    equal_once: bool = True,
+) -> Trace:  # fmt: skip
     """Trace one step of ``config`` on one process with its batch per device.
 
     ``card`` follows the kernels and the autocast list of a CUDA card and its allocator's granule, else this CPU's.
     ``build`` makes the model in place of the policy's package. Raises what the policy itself raises.
+    ``equal_once``: of equal blocks in a row run those that show what the others allocate (``planning.repeated``).
     """
+    if equal_once:
+        with contextlib.suppress(UnequalBlocks):
+            return _rehearse(config, description, compute, card, build, equal_once=True)
+    return _rehearse(config, description, compute, card, build, equal_once=False)
+
+
+def _rehearse(
+    config: RunConfig, description: DatasetDescription, compute: Compute, card: bool, build: Build | None,
+    *, equal_once: bool,
+) -> Trace:  # fmt: skip
     started = time.perf_counter()
     config = traceable(config, compute, card)
     log = new_log(card)
@@ -125,7 +138,8 @@ def rehearse(
         for remove in _mark(model, engine, log, weights):
             stack.callback(remove)
         log.record()
-        update(run, iter(batches), engine, stop=False)
+        with EqualBlocks(model, model.blocks(), log).standing_in() if equal_once else contextlib.nullcontext():
+            update(run, iter(batches), engine, stop=False)
         births = log.births(_states(engine.optimizer))
         events = log.events()
     _without_births(events, births)
