@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.console import Console
 from vla_ft.config import load_run_config
 from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
 from vla_ft.deployment.export import ExportConfig, export
+from vla_ft.deployment.pizero_simpler import PiZeroInference
 from vla_ft.errors import UserError
 from vla_ft.tensor_stream import TensorReader
 from vla_ft.training.trainer import train
@@ -52,6 +54,11 @@ def test_a_run_continues_to_the_bit_and_is_evaluated(tmp_path: Path) -> None:
     data = next((tmp_path / "whole").glob("mock_*"))
     text = evaluate(EvaluationConfig(checkpoint=str(tmp_path / "whole"), data=str(data)))
     assert "repeat" in text
+    simulated = PiZeroInference(tmp_path / "whole", "widowx_bridge", device="cpu")
+    simulated.reset("move to the disc")
+    raw, action = simulated.step(np.zeros((48, 64, 3), np.uint8), eef_pos=np.array([0, 0, 0, 1, 0, 0, 0, 1.0]))
+    assert simulated.camera == "top" and action["gripper"].item() in (1.0, -1.0)
+    assert all(np.isfinite(value).all() for value in (*raw.values(), *action.values()))
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     validation = next(line for line in lines if "validation/loss" in line)
     assert 0 <= validation["validation/action_within_0.1"] <= validation["validation/action_within_0.5"] <= 1
