@@ -202,7 +202,7 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
     for pose in (np.zeros(8), np.ones(7)):
         with pytest.raises(UserError, match=r"a quaternion \(w, x, y, z\)"):
             policy.step(image, "task", eef_pos=pose)
-    with pytest.raises(UserError, match="no picture of '3rd_view_camera'.*cameras: overhead_camera"):
+    with pytest.raises(UserError, match=r"no picture of '3rd_view_camera'.*cameras: overhead_camera"):
         policy.step_on(recorded("google_robot"))
     with pytest.raises(UserError, match="expected RGB, uint8"):
         policy.step(image.astype(np.float32), "task", eef_pos=np.ones(8))

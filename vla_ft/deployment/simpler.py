@@ -120,8 +120,8 @@ class SimplerPolicy(ABC):
 
 
 class Gripper(Protocol):
-    """A policy's gripper (1 open, 0 closed) to the simulator's: for a WidowX 1 opens and -1 closes; Google's robot takes
-    changes, 1 of which closes."""
+    """A policy's gripper (1 open, 0 closed) to the simulator's: for a WidowX 1 opens and -1 closes, for Google's robot 1
+    closes."""
 
     def reset(self) -> None:
         """Begin an episode."""
