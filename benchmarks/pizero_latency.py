@@ -18,7 +18,7 @@ import torch
 from vla_ft.config import load_run_config
 from vla_ft.planning.imagined import collate_one, imagine
 from vla_ft.policies.registry import load_policy
-from vla_ft.training.blocks import compile_blocks
+from vla_ft.policies.compiling import compile_blocks
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -77,10 +77,9 @@ def published_files(folder: Path, robot: str) -> tuple[Path, Path]:
     return folder / "step3.pt", folder / "statistics.json"
 
 
-def policy_of(folder: Path, robot: str, **options: Any) -> PiZeroInference:
+def policy_of(folder: Path, robot: str) -> PiZeroInference:
     weights, statistics = published_files(folder, robot)
-    settings = {**SIZES, **options}
-    return PiZeroInference(weights, robot, statistics=statistics, device="cpu", **settings)
+    return PiZeroInference(weights, robot, statistics=statistics, device="cpu", tokenizer="stand-in")
 
 
 class Chunks:
@@ -185,8 +184,9 @@ def test_half_precision_stays_close(tmp_path: Path) -> None:
     weights, statistics = published_files(tmp_path, "google_robot")
     actions = []
     for half in (False, True):
-        options = {"statistics": statistics, "use_bf16": half, "device": "cpu", **SIZES}
+        options = {"statistics": statistics, "use_bf16": half, "device": "cpu", "tokenizer": "stand-in"}
         policy = PiZeroInference(weights, "google_robot", **options)
+        assert {p.dtype for p in policy.predictor.model.parameters()} == {torch.bfloat16 if half else torch.float32}
         torch.manual_seed(0)
         actions.append(
             policy.predict(recorded("google_robot")["image"]["overhead_camera"]["rgb"], {"proprio": [0] * 8})
@@ -209,8 +209,10 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
     weights, statistics = tmp_path / "step3.pt", tmp_path / "statistics.json"
     with pytest.raises(UserError, match=r"weights alone. Give statistics="):
         PiZeroInference(weights, "widowx_bridge", device="cpu", **SIZES)
-    with pytest.raises(UserError, match="have 7 proprio dimensions, expected 8"):
+    with pytest.raises(UserError, match="7 action and 7 proprio dimensions; google_robot has 7 and 8"):
         PiZeroInference(weights, "google_robot", statistics=statistics, device="cpu", **SIZES)
+    with pytest.raises(UserError, match="no file of published weights: statistics and model settings"):
+        PiZeroInference(tmp_path, "google_robot", statistics=statistics, device="cpu")
     with pytest.raises(UserError, match=r"model\.time_period=10000 \(here 100\)"):
         PiZeroInference(weights, statistics=statistics, device="cpu", **{**SIZES, "time_period": 100.0})
     with pytest.raises(UserError, match="7 action and 7 proprio dimensions; google_robot has 7 and 8"):

@@ -157,7 +157,9 @@ def assert_as_expected(model: PiZero, golden: golden_files.Golden, shared: golde
 def test_open_pi_zero_checkpoint(golden_root: Path, tmp_path: Path) -> None:
     """Half-precision weights of a compiled model load strictly, and go back into a file of the same form."""
     path, golden, shared = tiny_checkpoint(golden_root)
-    model = build(golden.facts["config"])
+    with pytest.raises(UserError, match=r"does not say with which constants.*say model\.constants_confirmed=true"):
+        load_weights(build(golden.facts["config"]), str(path))
+    model = build(golden.facts["config"], constants_confirmed=True)
     ledger = load_weights(model, str(path))
     assert_as_expected(model, golden, shared)
     assert ledger.new == [] and all("mixtures.proprio." in key for key in ledger.unused)
@@ -190,8 +192,8 @@ def test_untied_checkpoint(golden_root: Path, tmp_path: Path) -> None:
     content["model"][key] = content["model"][key] + 1
     torch.save(content, tmp_path / "step3.pt")
     with pytest.raises(UserError, match="tie_experts=false"):
-        load_weights(build(golden.facts["config"]), str(tmp_path / "step3.pt"))
-    model = build(golden.facts["config"], tie_experts=False)
+        load_weights(build(golden.facts["config"], constants_confirmed=True), str(tmp_path / "step3.pt"))
+    model = build(golden.facts["config"], tie_experts=False, constants_confirmed=True)
     assert load_weights(model, str(tmp_path / "step3.pt")).unused == []
     norm = model.experts["proprio"].get_parameter("norm.weight")
     assert torch.equal(norm.detach(), content["model"][key].float())

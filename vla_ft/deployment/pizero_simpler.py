@@ -6,7 +6,6 @@ quaternion (w, x, y, z) and how far the gripper is open, 1 to 0, all in the fram
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,22 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from vla_ft.config import DataConfig, InitConfig, RunConfig
-from vla_ft.data.published_statistics import from_octo
-from vla_ft.data.sample import DatasetDescription
-from vla_ft.data.standardize.base import ACTION_NAMES, ACTION_UNITS, GRIPPER, find_standardization
+from vla_ft.data.standardize.base import ACTION_NAMES, find_standardization
 from vla_ft.data.standardize.rotations import euler_from_matrix, matrix_from_quaternion
 from vla_ft.deployment.opencv_resize import lanczos4
 from vla_ft.deployment.predictor import Predictor
 from vla_ft.deployment.simpler import Gripper, HeldGripper, OpenOrClosed, SimplerPolicy, find_setup
 from vla_ft.deployment.temporal_aggregation import OpenLoop
-from vla_ft.devices import choose_device
 from vla_ft.errors import UserError
-from vla_ft.policies.pizero import Config, build_model, build_processor, load_weights
-from vla_ft.policies.tensor_files import TORCH_SUFFIXES
-from vla_ft.weights.places import resolve
 
 _POSE = 8
 _TOP_DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
@@ -89,23 +80,31 @@ class PiZeroInference(SimplerPolicy):
         act_steps: int | None = None,
         action_scale: float = 1.0,
         use_bf16: bool = False,
+        use_torch_compile: bool = False,
         device: str = "auto",
         **settings: Any,
     ) -> None:
-        """``checkpoint``: a run or checkpoint of ours, or weights of open-pi-zero: ``step*.pt`` or a fetched name. These
-        need ``statistics``, the JSON file of its training data, and take ``settings`` of ``Config``. ``dataset``: which
-        one of a mixture. ``act_steps``: actions of a chunk that are executed, by default 4 and 2. ``use_bf16`` computes
-        in bfloat16. Raises UserError for a policy of another robot.
+        """``checkpoint``: a run or checkpoint of ours, or open-pi-zero's ``step*.pt`` or the name of a fetched one, which
+        needs ``statistics``, the JSON file of its training data, and takes ``settings`` of ``Config``. ``dataset``: which
+        one of a mixture. ``act_steps``: actions of a chunk that are executed, by default 4 and 2. ``use_bf16`` holds the
+        weights in bfloat16. Raises UserError for a policy of another robot.
         """
         setup = find_setup(policy_setup)
         self.robot = PIZERO_SETUPS[policy_setup]
         super().__init__(setup, OpenLoop(act_steps or self.robot.steps), action_scale, self.robot.gripper())
         if isinstance(checkpoint, Predictor):
             self.predictor = checkpoint
-        elif statistics is not None or Path(resolve(checkpoint)).suffix in TORCH_SUFFIXES:
-            self.predictor = load_published(checkpoint, statistics, self.robot, use_bf16, device, **settings)
         else:
-            self.predictor = Predictor.load(Path(checkpoint), device, dataset, "bf16" if use_bf16 else "fp32")
+            self.predictor = Predictor.load(
+                Path(checkpoint),
+                device,
+                dataset,
+                "bf16" if use_bf16 else "fp32",
+                held="bf16" if use_bf16 else "fp32",
+                compiled=use_torch_compile,
+                statistics=None if statistics is None else Path(statistics),
+                settings=settings,
+            )
         self._refuse_another_robot(policy_setup)
         self.camera, self.size = next(iter(self.predictor.description.cameras.items()))
         self._commands: deque[np.ndarray] = deque()
@@ -154,63 +153,3 @@ class PiZeroInference(SimplerPolicy):
                 f"This policy has {seen[0]} action and {seen[1]} proprio dimensions; {policy_setup} has {expected[0]} "
                 f"and {expected[1]}. Choose policy_setup=widowx_bridge for Bridge (7) and google_robot for Fractal (8)."
             )
-
-
-def load_published(
-    weights: str | Path,
-    statistics: str | Path | None,
-    robot: PiZeroSetup,
-    use_bf16: bool = False,
-    device: str = "auto",
-    **settings: Any,
-) -> Predictor:
-    """A checkpoint of open-pi-zero with the statistics of its data, float32 weights. ``settings`` are of ``Config``; the
-    two periods default to the published 10000. Raises UserError: no statistics, weights or constants that do not fit.
-    """
-    path = resolve(weights)
-    if statistics is None:
-        raise UserError(
-            f"{path} holds weights alone. Give statistics=..., the JSON file of its training data (open-pi-zero's "
-            "config/bridge_statistics.json or config/fractal_statistics.json): without it no action has a size."
-        )
-    standard = find_standardization(robot.dataset)
-    names = {"action": ACTION_NAMES, "proprio": standard.proprio}
-    published = {"expert_rope_theta": 10000.0, "time_period": 10000.0, "tokenizer": "paligemma-3b-pt-224"}
-    config = Config(**{**published, **settings, "action_dim": len(ACTION_NAMES), "proprio_dim": len(standard.proprio)})
-    about = DatasetDescription(
-        name=robot.dataset,
-        cameras={"primary": (config.image_size, config.image_size)},
-        action_names=ACTION_NAMES,
-        action_units=ACTION_UNITS,
-        proprio_names=standard.proprio,
-        proprio_units=standard.proprio_units,
-        action_kind="end_effector",
-        action_mode="delta",
-        gripper=GRIPPER,
-        fps=standard.fps,
-        gripper_dims=(len(ACTION_NAMES) - 1,),
-    )
-    run = RunConfig(
-        recipe="open-pi-zero",
-        policy="pizero",
-        data=DataConfig(path=str(path)),
-        steps=1,
-        output=str(path.parent),
-        init=InitConfig(path=str(path), layout="open-pi-zero"),
-        model=config,
-    )
-    processor = build_processor(config, about, from_octo(_read(Path(statistics)), names))
-    with torch.device("meta"):
-        model = build_model(config, about)
-    load_weights(model, str(path), "open-pi-zero", assign=True)
-    return Predictor(run, about, processor, model, choose_device(device), "bf16" if use_bf16 else "fp32")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no file of statistics ({error}). Give open-pi-zero's JSON file.") from None
-    if not isinstance(read, dict):
-        raise UserError(f"{path} holds no statistics. Give open-pi-zero's JSON file.")
-    return read

@@ -75,6 +75,9 @@ class Config:
     gives garbage: it is checked against what came with the weights."""
     time_period: PositiveFloat = 100.0
     """Longest period of the code of the flow time. Published checkpoints have 10000; checked in the same way."""
+    constants_confirmed: bool = False
+    """That these periods are those of an open-pi-zero file which says nothing of them (a renamed one, or one of your own
+    training there). Without it such a file is refused."""
     soft_cap: PositiveFloat = 50.0
     """Attention scores s become ``cap tanh(s / cap)`` in every layer, as published."""
     adaptive: Adaptive | None = None
