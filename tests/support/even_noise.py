@@ -1,7 +1,7 @@
 """Noise that does not depend on how a batch is cut: every row that a model draws is the same.
 
-Diffusion and flow policies draw noise and times for each sample, and every process has a generator of its own. With even
-rows the loss of a step depends on the samples alone, so that two processes can be compared with one.
+Diffusion and flow policies draw noise and times for each sample, and every process has a generator of its own. With
+even rows the loss of a step depends on the samples alone, so that two processes can be compared with one.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class EvaluationConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     checkpoint: str
-    """A checkpoint, or a run folder for its latest one; or a published policy: LeRobot's folder of ACT, a ``step*.pt`` of
-    open-pi-zero."""
+    """A checkpoint, or a run folder for its latest one; or a published policy: LeRobot's folder of ACT, open-pi-zero's
+    ``step*.pt``."""
     statistics: str | None = None
     """open-pi-zero's weights alone: the JSON file of the data they were trained on."""
     camera: str = "primary"

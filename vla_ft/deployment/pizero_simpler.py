@@ -84,10 +84,10 @@ class PiZeroInference(SimplerPolicy):
         device: str = "auto",
         **settings: Any,
     ) -> None:
-        """``checkpoint``: a run or checkpoint of ours, or open-pi-zero's ``step*.pt`` or the name of a fetched one, which
-        needs ``statistics``, the JSON file of its training data, and takes ``settings`` of ``Config``. ``dataset``: which
-        one of a mixture. ``act_steps``: actions of a chunk that are executed, by default 4 and 2. ``use_bf16`` holds the
-        weights in bfloat16. Raises UserError for a policy of another robot.
+        """``checkpoint``: a run or checkpoint of ours, or open-pi-zero's ``step*.pt`` or the name of a fetched one,
+        which needs ``statistics``, the JSON file of its training data, and takes ``settings`` of ``Config``.
+        ``dataset``: which one of a mixture. ``act_steps``: actions of a chunk that are executed, by default 4 and 2.
+        ``use_bf16`` holds the weights in bfloat16. Raises UserError for a policy of another robot.
         """
         setup = find_setup(policy_setup)
         self.robot = PIZERO_SETUPS[policy_setup]

@@ -25,8 +25,8 @@ from vla_ft.policies.registry import load_policy
 Precision = Literal["run", "fp32", "bf16"]
 """``run``: what the run computed in, bfloat16 under autocast for all but ``fp32``; the others whatever it was."""
 Held = Literal["fp32", "bf16"]
-"""How weights are held: float32, in which those of a run that kept them in bfloat16 are exact, or bfloat16, which halves
-the memory. Buffers stay as they are."""
+"""How weights are held: float32, in which those of a run that kept them in bfloat16 are exact, or bfloat16, which
+halves the memory. Buffers stay as they are."""
 TARGETS = ("action", "action_pad_mask")
 """Batch keys that a model is never shown when it predicts."""
 
@@ -100,8 +100,8 @@ class Predictor:
             return cls._of(published, device, precision, held)
         if statistics_file is not None or settings:
             raise UserError(
-                f"{checkpoint} is no file of published weights: statistics and model settings are of those alone. A run "
-                "of ours has its own. Leave them out."
+                f"{checkpoint} is no file of published weights: statistics and model settings are of those alone. A "
+                "run of ours has its own. Leave them out."
             )
         path = find_checkpoint(checkpoint)
         verify(path)

@@ -120,8 +120,7 @@ class SimplerPolicy(ABC):
 
 
 class Gripper(Protocol):
-    """A policy's gripper (1 open, 0 closed) to the simulator's: for a WidowX 1 opens and -1 closes, for Google's robot 1
-    closes."""
+    """A policy's gripper (1 open, 0 closed) to the simulator's: 1 opens and -1 closes a WidowX, 1 closes Google's."""
 
     def reset(self) -> None:
         """Begin an episode."""

@@ -52,7 +52,9 @@ def test_own_layout_with_its_constants(tmp_path: Path) -> None:
 def test_a_plain_state_dict_with_compiled_names(tmp_path: Path) -> None:
     source, target = model(), model(seed=1, constants_confirmed=True)
     torch.save(published(source, "_orig_mod."), tmp_path / "weights.pt")
-    with pytest.raises(UserError, match=r"10000 and model\.time_period=10000, open-pi-zero's training files 100 and 100"):
+    with pytest.raises(
+        UserError, match=r"10000 and model\.time_period=10000, open-pi-zero's training files 100 and 100"
+    ):
         load_weights(model(), str(tmp_path / "weights.pt"), "open-pi-zero")
     load_weights(target, str(tmp_path / "weights.pt"), "open-pi-zero")
     torch.manual_seed(0)

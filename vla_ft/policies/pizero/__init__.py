@@ -96,8 +96,8 @@ def suggest(description: DatasetDescription, statistics: DatasetStatistics) -> d
 def adapt(base: Mapping[str, Any], description: DatasetDescription) -> tuple[dict[str, Any], list[str]]:
     """A recipe for a dataset: with the start that fits its widths, and what to know of it.
 
-    Published weights are for 7 actions and 7 or 8 numbers of proprioception. Any other robot starts from PaliGemma, with
-    the periods of open-pi-zero's training files: 10000 belong to its weights.
+    Published weights are for 7 actions and 7 or 8 numbers of proprioception. Any other robot starts from PaliGemma,
+    with the periods of open-pi-zero's training files: 10000 belong to its weights.
     """
     model, init = dict(base.get("model") or {}), dict(base.get("init") or {})
     widths = (description.action_dim, description.proprio_dim)
@@ -112,8 +112,8 @@ def adapt(base: Mapping[str, Any], description: DatasetDescription) -> tuple[dic
         model.pop(name, None)
     start = {"path": "paligemma-3b-pt-224", "layout": "paligemma"}
     note = (
-        f"open-pi-zero's weights are for 7 actions and 7 or 8 numbers of proprioception, this robot has {widths[0]} and "
-        f"{widths[1]}: the run starts from PaliGemma with fresh experts, and needs more data and steps than fine-tuning"
+        f"open-pi-zero's weights are for 7 actions and 7 or 8 numbers of proprioception, this robot has {widths[0]} "
+        f"and {widths[1]}: the run starts from PaliGemma with fresh experts, which needs more data and steps"
     )
     return {**base, "model": model, "init": start}, [note]
 

@@ -125,7 +125,9 @@ def file_constants(beside: Mapping[str, object], path: str) -> dict[str, float] 
     try:
         known = json.loads(recorded) if isinstance(recorded, str) else recorded
     except ValueError as error:
-        raise UserError(f"The constants recorded in {path} cannot be read ({error}). Export the weights again.") from None
+        raise UserError(
+            f"The constants recorded in {path} cannot be read ({error}). Export the weights again."
+        ) from None
     expected = constants(Config())
     lost = [name for name in expected if not isinstance(known, dict) or not isinstance(known.get(name), int | float)]
     if lost:
@@ -139,8 +141,8 @@ def file_constants(beside: Mapping[str, object], path: str) -> dict[str, float] 
 def write_published(path: Path, tensors: Iterable[tuple[str, Tensor]], config: Config, step: int) -> int:
     """Write a checkpoint as open-pi-zero's evaluation reads it: a torch file with the weights under ``model``.
 
-    Our constants and settings lie beside them. Holds all weights in memory. Returns the number of tensors; tied experts count twice,
-    and are stored once. Raises UserError when the disk is full.
+    Our constants and settings lie beside them. Holds all weights in memory. Returns the number of tensors; tied experts
+    count twice, and are stored once. Raises UserError when the disk is full.
     """
     model: dict[str, Tensor] = {}
     for name, tensor in tensors:

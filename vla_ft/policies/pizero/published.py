@@ -1,4 +1,4 @@
-"""A checkpoint of open-pi-zero as a policy that can be run: its file, and the statistics of the data it was trained on."""
+"""A checkpoint of open-pi-zero as a policy to run: its file, and the statistics of its training data."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def open_published_file(
 ) -> Published | None:
     """The policy of a ``step*.pt``; None for a file without open-pi-zero's weights.
 
-    ``statistics``: the JSON file of its training data (``dataset_statistics_....json``). ``camera``: what the one camera
-    is called here. ``settings``: of ``model``, where the file does not say; constants that it does not know must be
-    among them. Raises UserError for what is missing.
+    ``statistics``: the JSON file of its training data (``dataset_statistics_....json``). ``camera``: what the one
+    camera is called here. ``settings``: of ``model``, where the file does not say; constants that it does not know must
+    be among them. Raises UserError for what is missing.
     """
     state = open_weights(path)
     if not is_open_pi_zero(state):
         return None
     if statistics is None:
         raise UserError(
-            f"{path} holds weights alone. Give statistics=..., the JSON file of the data it was trained on (with p01 and "
+            f"{path} holds weights alone. Give statistics=..., the JSON file of its training data (with p01 and "
             "p99; open-pi-zero keeps it beside its dataset): without it no action has a size."
         )
     constants = file_constants(state.beside, str(path)) or {}
@@ -99,7 +99,9 @@ def _settings(recorded: object, path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(str(recorded)))
     except (ValueError, TypeError) as error:
-        raise UserError(f"The settings recorded in {path} cannot be read ({error}). Export the weights again.") from None
+        raise UserError(
+            f"The settings recorded in {path} cannot be read ({error}). Export the weights again."
+        ) from None
 
 
 def _width(read: Mapping[str, Any], feature: str, path: Path) -> int:
