@@ -1,7 +1,7 @@
 """How long π0 takes from a picture to a chunk of actions, at full size or small, with random weights.
 
     PYTHONPATH=. python benchmarks/pizero_latency.py --device cuda --dtype bf16 --compile
-    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/pizero_latency.py --recipe pizero-mock --device cpu --dtype fp32 --runs 5
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/pizero_latency.py --recipe pizero-mock --device cpu --runs 5
 
 Published for open-pi-zero on an RTX 4090: 237 ms (fp32), 245 ms (bf16), compiled 89 and 75 ms.
 """

@@ -12,7 +12,9 @@ import torch
 from rich.console import Console
 
 from vla_ft.config import load_run_config
-from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
+from vla_ft.data.published_statistics import to_octo
+from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.deployment.evaluation import EvaluationConfig, evaluate, measure
 from vla_ft.deployment.export import ExportConfig, export
 from vla_ft.deployment.pizero_simpler import PiZeroInference
 from vla_ft.errors import UserError
@@ -83,11 +85,36 @@ def test_adapters_are_trained_kept_and_merged(tmp_path: Path) -> None:
     printed = run(tmp_path / "lora", "lora.vlm.rank=2")
     assert "vlm's own weights, under adapters" in printed
     kept = weights(tmp_path / "lora")
+    earlier = weights(tmp_path / "lora", 2)  # a held-out evaluation lies between them
+    base = [name for name in kept if ".base_layer." in name]
+    assert base and all(torch.equal(kept[name], earlier[name]) for name in base), "evaluation merges nothing"
+    assert any(not torch.equal(kept[name], earlier[name]) for name in kept if ".lora_B." in name)
     ups = [value for name, value in kept.items() if ".lora_B." in name]
     assert len(ups) == 2 * 6 + 1 + 7 + 2  # SigLIP's layers, projector, a layer of Gemma, queries and keys
     assert sum(bool(value.any()) for value in ups) == len(ups) - 1, "only the last layer's queries have no gradient"
     said = export(ExportConfig(checkpoint=str(tmp_path / "lora"), output=str(tmp_path / "merged.safetensors")))
     assert "adapters of vlm merged" in said
+
+
+def published_weights_are_evaluated(output: Path, weights: Path, file: Path) -> None:
+    """A published file with its statistics predicts what the run does. (Grippers, which it leaves unscaled, apart.)"""
+    file.write_text(json.dumps(to_octo(DatasetStatistics.load(output / "checkpoints/step_00000002/statistics.json"))))
+    data = str(next(output.glob("mock_*")))
+    found = []
+    for own in (True, False):
+        published = {"statistics": str(file), "camera": "top", "model": {"tokenizer": "stand-in"}}
+        checkpoint = output if own else weights
+        config = {"checkpoint": str(checkpoint), "data": data, "episodes": "all", "samples": 4}
+        torch.manual_seed(0)
+        found.append(measure(EvaluationConfig(**config, **({} if own else published))))
+    joints = [f"joint_{i}" for i in (0, 1, 3, 4, 5)]
+    for name in joints:
+        assert found[0]["policy_per_joint"][name] == pytest.approx(found[1]["policy_per_joint"][name], rel=1e-4)
+    words = {"checkpoint": str(weights), "data": data}
+    with pytest.raises(UserError, match=r"holds weights alone\. Give statistics="):
+        measure(EvaluationConfig(**words))
+    with pytest.raises(UserError, match=r"has no camera|cameras"):
+        measure(EvaluationConfig(**words, statistics=str(file), model={"tokenizer": "stand-in"}))
 
 
 def test_weights_go_out_in_the_published_layout_and_start_another_run(tmp_path: Path) -> None:
@@ -101,6 +128,7 @@ def test_weights_go_out_in_the_published_layout_and_start_another_run(tmp_path: 
         with pytest.raises(UserError, match=r"model\.time_period=100 \(here 10000\)"):
             run(tmp_path / "wrong", f"init.path={file}", "model.time_period=10000")
     assert losses(tmp_path / "from open-pi-zero") == losses(tmp_path / "from safetensors")
+    published_weights_are_evaluated(tmp_path / "first", files["open-pi-zero"], tmp_path / "statistics.json")
     with pytest.raises(UserError, match="Did you mean 'open-pi-zero'"):
         export(ExportConfig(checkpoint=str(tmp_path / "first"), output=str(tmp_path / "a.pt"), format="open-pizero"))
     with pytest.raises(UserError, match=r"must end in \.pt"):
