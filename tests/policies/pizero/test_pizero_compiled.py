@@ -1,4 +1,4 @@
-"""π0's blocks under torch.compile on the CPU: inference and training equal what is not compiled. Needs a C++ compiler."""
+"""π0's blocks under torch.compile on the CPU: inference and training equal plain ones. Needs a C++ compiler."""
 
 from __future__ import annotations
 
