@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from pathlib import Path
 
 import golden_files
@@ -21,11 +20,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         mark = metafunc.definition.get_closest_marker("golden_files")
         module = Path(str(metafunc.module.__file__)).name
         if mark is not None:
-            cases = [
-                c
-                for c in cases
-                if golden_files.coverage_of(c) == module and any(fnmatch.fnmatchcase(c, p) for p in mark.args)
-            ]
+            cases = golden_files.cases_for(module, mark.args, cases)
         metafunc.parametrize("golden_case", cases)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,33 @@ COVERAGE: tuple[tuple[str, str], ...] = (
     ("rdt/*", "test_rdt_model.py"),
 )
 """Pattern of a case -> the test module beside this file that covers it, or in words why none does. First match wins."""
+
+REQUIRED: tuple[str, ...] = tuple(
+    f"{part}/{name}"
+    for part, names in {
+        "pizero": "data flow_adaln flow_adaln_zero flow_base flow_lora flow_untied hf_paligemma_tiny infer_base "
+        "manifest_paligemma3b_hf manifest_pizero_full masks param_counts parts tiny_checkpoint tiny_checkpoint_step3 "
+        "train_action_only train_full",
+        "rdt": "compute_loss conditional_sample consumer_batch core_forward dataset_stat dataset_stat_inputs ema "
+        "episode_sample_first episode_sample_middle episode_sample_near_end episode_state_only episodes "
+        "hub_config_example manifest_rdt-170m manifest_rdt-1b pos_embed_init runner_weights sample_metrics solver "
+        "state_vec_map unified_vector",
+        "cogact": "action_model_tiny action_model_tok4096 data_transforms diffusion_tables image_ops "
+        "keys_action_model_DiT-B keys_action_model_DiT-L keys_action_model_DiT-S keys_llm_backbone keys_projector "
+        "keys_vision_backbone param_counts predict projector prompts seed_mock_dataset unnorm_ensemble vlm_tiny",
+    }.items()
+    for name in names.split()
+)
+"""Cases that every root has to hold: a run without one of them fails, where it would pass with nothing to run."""
+
+
+def cases_for(module: str, patterns: Sequence[str], present: Sequence[str]) -> list[str]:
+    """The cases that a test of ``module`` runs: those present that match, and required ones that should be."""
+    return [
+        case
+        for case in sorted({*present, *REQUIRED})
+        if coverage_of(case) == module and any(fnmatch.fnmatchcase(case, pattern) for pattern in patterns)
+    ]
 
 
 def coverage_of(case: str) -> str:

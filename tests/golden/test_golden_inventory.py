@@ -23,6 +23,22 @@ def test_case_is_covered(golden_case: str) -> None:
     assert named, f"{answer} should test {golden_case} but names it nowhere"
 
 
+def test_required_cases_are_here(golden_root: Path) -> None:
+    """And committed, for a clone alone: there a test without its case passes with "got empty parameter set"."""
+    for root in (golden_root, Path(__file__).parent / "data"):
+        assert not set(golden_files.REQUIRED) - set(golden_files.list_cases(root)), root
+
+
+def test_a_required_case_that_is_missing_is_run_and_fails(tmp_path: Path) -> None:
+    (tmp_path / "pizero").mkdir()
+    found = golden_files.cases_for("test_pizero_model.py", ["pizero/flow_un*", "pizero/flow_new"], [])
+    assert found == ["pizero/flow_untied"]
+    with pytest.raises(FileNotFoundError):
+        golden_files.load(tmp_path, found[0])
+    assert golden_files.cases_for("test_pizero_model.py", ["pizero/train_full"], []) == []
+    assert golden_files.cases_for("test_act_model.py", ["act/*"], ["act/detrvae_x", "act/npy"]) == ["act/detrvae_x"]
+
+
 def test_unknown_names_have_a_reason() -> None:
     assert golden_files.coverage_of("act/some_new_file") == "no test knows act/some_new_file"
 

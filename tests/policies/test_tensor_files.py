@@ -115,7 +115,10 @@ def test_a_folder_of_shards(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UserError, match="no index of shards"):
         open_tensors(tmp_path)
     index.unlink()
-    with pytest.raises(UserError, match="No weights in folder"):
+    with pytest.raises(UserError, match=r"No weights in folder .*pytorch_model\.bin\.$"):
+        open_tensors(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"a run of ours: `vla-ft export checkpoint=.* output="):
         open_tensors(tmp_path)
 
 

@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vla_ft.config import LoggingConfig
 from vla_ft.errors import UserError
 from vla_ft.training.tracking import Tracker, read_metrics
-from vla_ft.training.wandb_run import require_login
+from vla_ft.training.wandb_run import WandbRun, note, require_login
 
 
 def test_metrics_and_tensorboard_say_the_same(tmp_path):
@@ -39,6 +39,14 @@ def test_wandb_offline_needs_no_network_and_keeps_its_run(tmp_path, monkeypatch)
     identity = (tmp_path / "wandb_id").read_text()
     assert len(runs) == 2
     assert all(f"-{identity}" in run.name for run in runs)  # a second one in the same second gets a number behind
+
+
+def test_wandb_is_told_whose_run_it_is(tmp_path, monkeypatch):
+    told = {}
+    monkeypatch.setattr("wandb.init", lambda **given: told.update(given))
+    WandbRun(tmp_path, LoggingConfig(wandb="offline", project="arm", entity="robots"), {})
+    assert (told["project"], told["entity"]) == ("arm", "robots")
+    assert "logging.entity=robots is set" in note(LoggingConfig(entity="robots"))
 
 
 def test_wandb_online_without_a_key_is_refused(tmp_path, monkeypatch):

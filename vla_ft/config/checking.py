@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,23 +17,32 @@ from vla_ft.data.augmentation import AugmentationConfig
 from vla_ft.errors import UserError, nearest
 
 
-def check(kind: type[T], values: dict[str, Any], where: str, prefix: str = "") -> T:
-    """Fill the dataclass ``kind`` from plain values. Raises UserError naming every wrong key and what was seen."""
+def check(
+    kind: type[T], values: dict[str, Any], where: str, prefix: str = "", foreign: Callable[[], Mapping[str, str]] = dict
+) -> T:
+    """Fill the dataclass ``kind`` from plain values. Raises UserError naming every wrong key and what was seen.
+
+    ``foreign``: keys that people know from elsewhere, and what to say of each; asked for where a key is unknown.
+    """
     if getattr(kind, "__pydantic_config__", {}).get("extra") != "forbid":
         raise TypeError(f"{kind.__name__} would swallow mistyped keys: forbid extra ones in its __pydantic_config__")
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        lines = [_explain(kind, entry, prefix) for entry in error.errors()]
+        lines = [_explain(kind, entry, prefix, foreign) for entry in error.errors()]
         raise UserError("\n".join(dict.fromkeys(lines)) + f"\n(in {where})") from None
 
 
-def _explain(kind: type, entry: Any, prefix: str) -> str:
+def _explain(kind: type, entry: Any, prefix: str, foreign: Callable[[], Mapping[str, str]]) -> str:
     """One sentence for one of pydantic's errors."""
     path = [str(part) for part in entry["loc"] if part not in ("<name>", "<own>")]
     key = (prefix + ".".join(path)).rstrip(".")
     if entry["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = [prefix + name for name in _keys(kind)]
+        elsewhere = foreign()
+        for name in _leaves(key, entry["input"]):
+            if name in elsewhere:
+                return f"Unknown key '{name}'. {elsewhere[name]}"
+        known = [prefix + name for name in key_names(kind)]
         hint = nearest(key, known)
         if not hint and len(path) > 1:
             siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
@@ -51,7 +61,14 @@ def _explain(kind: type, entry: Any, prefix: str) -> str:
     return f"Key '{key}' is {entry['input']!r}: {message}.{hint}"
 
 
-def _keys(kind: Any) -> list[str]:
+def _leaves(key: str, value: Any) -> list[str]:
+    """Dotted names of the values below ``key``; ``key`` where it is a value itself."""
+    if not isinstance(value, Mapping):
+        return [key]
+    return [leaf for name, inner in value.items() for leaf in _leaves(f"{key}.{name}", inner)]
+
+
+def key_names(kind: Any) -> list[str]:
     """Dotted names of a dataclass's fields, nested ones included."""
     names = []
     hints = get_type_hints(kind, include_extras=True)
@@ -61,7 +78,7 @@ def _keys(kind: Any) -> list[str]:
         default = item.default_factory if item.default_factory is not dataclasses.MISSING else None
         nested = default if dataclasses.is_dataclass(default) else _NESTED.get(item.name)
         if nested is not None:
-            names += [f"{item.name}.{name}" for name in _keys(nested)]
+            names += [f"{item.name}.{name}" for name in key_names(nested)]
     return names
 
 

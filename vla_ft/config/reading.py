@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vla_ft.config.run import RunConfig
 from vla_ft.config.values import T
 from vla_ft.errors import UserError, unknown
 from vla_ft.policies.published import published_settings
-from vla_ft.policies.registry import load_policy
+from vla_ft.policies.registry import POLICIES, load_policy
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT_RECIPE = "act-mock"
@@ -67,9 +67,14 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
     """Check plain nested values, such as those stored with a checkpoint. Raises UserError."""
     values = dict(values)
     model = values.pop("model", None) or {}
-    config = check(RunConfig, values, "the configuration")
+    config = check(RunConfig, values, "the configuration", foreign=lambda: _foreign_keys(values.get("policy")))
     policy = load_policy(config.policy)
     return dataclasses.replace(config, model=check(policy.Config, model, f"policy '{config.policy}'", prefix="model."))
+
+
+def _foreign_keys(policy: Any) -> Mapping[str, str]:
+    """Keys of the code that a policy was published with, and what to say instead."""
+    return getattr(load_policy(policy), "FOREIGN_KEYS", {}) if policy in POLICIES else {}
 
 
 def from_arguments(kind: type[T], arguments: Sequence[str], where: str) -> T:

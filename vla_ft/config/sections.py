@@ -93,6 +93,8 @@ class LoggingConfig:
     """What is logged as an epoch; null for a pass over the training windows, which need not end with an update."""
     wandb: Annotated[Literal["off", "offline", "online"], OFF] = "off"
     project: str = "vla_ft"
+    entity: str | None = None
+    """W&B's user or team; null is ``WANDB_ENTITY``, or whose login it is."""
     name: str | None = None
     tags: tuple[str, ...] = ()
     artifacts: bool = False

@@ -32,9 +32,9 @@ def recipe_text(
     return "\n".join([*lines, *_body(values, _remarks(about, values))]) + "\n"
 
 
-def plain_text(values: Mapping[str, Any], head: str) -> str:
-    """The file: a comment, then ``values``."""
-    return "\n".join([*(f"# {line}" for line in _wrapped(head, _WIDTH)), *_body(values, {})]) + "\n"
+def plain_text(values: Mapping[str, Any], head: str, remarks: Mapping[str, str]) -> str:
+    """The file: a comment, then ``values`` with ``remarks`` by dotted key."""
+    return "\n".join([*(f"# {line}" for line in _wrapped(head, _WIDTH)), *_body(values, remarks)]) + "\n"
 
 
 def _body(values: Mapping[str, Any], remarks: Mapping[str, str]) -> list[str]:

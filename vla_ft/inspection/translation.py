@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from vla_ft.config import run_config_from_dict
 from vla_ft.errors import UserError, unknown
 from vla_ft.inspection.recipe_text import plain_text
 from vla_ft.policies.registry import POLICIES, load_policy
+from vla_ft.policies.translation import Translation
 
-Translator = Callable[[str, Sequence[str], int], dict[str, Any]]
+Translator = Callable[[str, Sequence[str], int], Translation]
 _OWN_WORDS = ("output", "cards", "overwrite")
 
 
@@ -37,14 +37,15 @@ def write_translation(published: str, words: Sequence[str]) -> Path:
     output = _output(own, source)
     if not own.get("cards", "1").isdecimal() or own.get("cards") == "0":
         raise UserError(f"cards={own['cards']}: expected a number, 1 or more.")
-    values = find_translator(published)(source, overrides, int(own.get("cards", "1")))
+    translation = find_translator(published)(source, overrides, int(own.get("cards", "1")))
+    values = translation.values
     checked = {"recipe": output.stem, **values, "data": {"path": "(not said)", **values["data"]}}
     run_config_from_dict(checked)
     head = f"{values['policy']}, from {published}'s {Path(source).name}"
     head += f" with {' '.join(overrides)}" if overrides else ""
     beside = output.with_name(f".{output.name}.new")
     try:
-        beside.write_text(plain_text(values, head))
+        beside.write_text(plain_text(values, head, translation.remarks))
         os.replace(beside, output)
     except OSError as error:
         raise UserError(f"Cannot write {output}: {error.strerror}. Name a file in a folder of yours.") from error

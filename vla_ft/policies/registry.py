@@ -34,7 +34,8 @@ class PolicyPackage(Protocol):
     - ``constants(config) -> dict``: what decides the numbers and leaves no trace in weights; exported files carry it;
     - ``without_files(config) -> config``: one whose processor needs no files (a tokenizer) and whose batches have the
       same shapes, for forecasts;
-    - ``TRANSLATORS``: published code by name, each ``(file, overrides, cards) -> recipe`` for its training files;
+    - ``TRANSLATORS``: published code by name, each ``(file, overrides, cards) -> Translation`` of its training files;
+    - ``FOREIGN_KEYS``: keys of published training files by name, each with what to say here instead;
     - ``EXPORTS``: published layouts by name, each ``(path, tensors, config, step) -> number of tensors written``;
     - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, tensors, TrainedFacts) -> number of tensors``;
     - ``open_published(folder) -> Published``, ``published_settings(folder) -> dict`` (the ``model`` section) and

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vla_ft.checkpoints import MANIFEST
 from vla_ft.errors import UserError
 from vla_ft.policies.mapped_file import MappedFile, last_byte
 
@@ -140,12 +141,23 @@ def read_torch_object(path: Path) -> Any:
     return _unpickle(path, shapes_only=False)
 
 
+def _of_a_run(folder: Path) -> str:
+    """What to do with the folder of a run, or of one of its checkpoints; nothing for any other."""
+    if not (folder / "checkpoints").is_dir() and not (folder / MANIFEST).is_file():
+        return ""
+    return (
+        f" It is of a run of ours: `vla-ft export checkpoint={folder} output=weights.safetensors` makes one file of "
+        "its weights, to start from. To continue the run itself, say its recipe and output= again."
+    )
+
+
 def _open_folder(folder: Path, inside: str | None) -> TensorFiles:
     index = next((folder / name for name in INDEX_FILES if (folder / name).is_file()), None)
     if index is None:
         whole = next((folder / name for name in WHOLE_FILES if (folder / name).is_file()), None)
         if whole is None:
-            raise UserError(f"No weights in folder {folder}: it has none of {', '.join((*INDEX_FILES, *WHOLE_FILES))}.")
+            names = ", ".join((*INDEX_FILES, *WHOLE_FILES))
+            raise UserError(f"No weights in folder {folder}: it has none of {names}.{_of_a_run(folder)}")
         return open_tensors(whole, inside)
     try:
         places: dict[str, str] = json.loads(index.read_text())["weight_map"]

@@ -28,7 +28,7 @@ def require_login(config: LoggingConfig) -> None:
 def note(config: LoggingConfig) -> str | None:
     """What to say of W&B settings that have no effect because it is off; None when there are none."""
     plain = LoggingConfig()
-    given = [name for name in ("project", "name", "tags") if getattr(config, name) != getattr(plain, name)]
+    given = [name for name in ("project", "entity", "name", "tags") if getattr(config, name) != getattr(plain, name)]
     if config.wandb != "off" or not given:
         return None
     return (
@@ -56,6 +56,7 @@ class WandbRun:
                 dir=str(folder),
                 mode="online" if config.wandb == "online" else "offline",
                 project=config.project,
+                entity=config.entity,
                 name=self._name,
                 tags=list(config.tags),
                 id=os.environ.get("WANDB_RUN_ID") or _identity(folder),  # a sweep's agent names the run

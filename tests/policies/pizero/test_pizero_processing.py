@@ -60,6 +60,11 @@ def test_bytes_and_text_are_one_instruction() -> None:
     assert not torch.equal(one.collate(samples(1, instruction="Pick banana"))["text"], text), "used as it is"
 
 
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(UserError, match=r"An instruction is no text: b'\\xff\\xfe' cannot be UTF-8 .* at byte 0"):
+        Prompts(small_config())(b"\xff\xfe")
+
+
 def test_long_instructions_are_cut_on_the_right() -> None:
     prompts = Prompts(small_config())
     whole = prompts("a b c d e f g h")

@@ -17,9 +17,11 @@ from vla_ft.policies.pizero.model import Dimensions, PiZero
 from vla_ft.policies.pizero.processing import PiZeroProcessor
 from vla_ft.policies.pizero.published import open_published_file
 from vla_ft.policies.pizero.translate import translate
+from vla_ft.policies.pizero.vocabulary import foreign_keys
 
 __all__ = [
     "EXPORTS",
+    "FOREIGN_KEYS",
     "TRANSLATORS",
     "Config",
     "adapt",
@@ -35,6 +37,8 @@ __all__ = [
 
 TRANSLATORS = {"open-pi-zero": translate}
 """Published code whose training files become recipes."""
+FOREIGN_KEYS = foreign_keys()
+"""Its keys, for whoever gives them to ``vla-ft train``."""
 EXPORTS = {"open-pi-zero": write_published}
 """Published layouts that ``vla-ft export`` writes."""
 

@@ -34,10 +34,22 @@ class Prompts:
         self.encode = find_encoder(config)
 
     def __call__(self, instruction: str | bytes) -> np.ndarray:
-        """int64 [N]."""
-        text = instruction.decode("utf-8") if isinstance(instruction, bytes) else instruction
-        numbers = [BEGIN, *self.encode(text + NEWLINE)][: self.length]
+        """int64 [N]. Raises UserError for bytes that are no text."""
+        numbers = [BEGIN, *self.encode(as_text(instruction) + NEWLINE)][: self.length]
         return np.array(numbers + [PAD] * (self.length - len(numbers)), dtype=np.int64)
+
+
+def as_text(value: str | bytes) -> str:
+    """Text, or UTF-8 bytes of it, as TFDS gives instructions. Raises UserError for other bytes."""
+    if isinstance(value, str):
+        return value
+    try:
+        return bytes(value).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"An instruction is no text: {bytes(value[:32])!r} cannot be UTF-8 ({error.reason} at byte {error.start}). "
+            "Expected str, or bytes in UTF-8: write the instructions of this dataset again."
+        ) from None
 
 
 def find_encoder(config: Config) -> Encode:
