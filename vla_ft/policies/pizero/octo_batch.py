@@ -18,6 +18,7 @@ from vla_ft.data.chunks import dimension_mask, task_completed
 from vla_ft.data.noise import INSTRUCTIONS, random_numbers, random_picture
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
 from vla_ft.errors import UserError
+from vla_ft.policies.pizero.tokenizer import as_text
 
 _MASKED = ("image_primary", "proprio", "timestep")
 _LATEST = 100
@@ -122,8 +123,8 @@ def samples_of(batch: dict[str, Any], camera: str = "primary") -> list[Sample]:
                 observation=arrays | {"pad_mask": np.asarray(observation["timestep_pad_mask"])[row]},
                 action=action[row, 0],
                 action_pad_mask=np.asarray(batch["action_pad_mask"])[row, 0].any(axis=-1),
-                task={"language_instruction": _text(instruction)},
-                dataset_name=_text(batch["dataset_name"][row]),
+                task={"language_instruction": as_text(instruction)},
+                dataset_name=as_text(batch["dataset_name"][row]),
             )
         )
     return samples
@@ -133,7 +134,3 @@ def _tensors(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tensors(one) for key, one in value.items()}
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
