@@ -1,7 +1,7 @@
 """How long π0 takes from a picture to a chunk of actions, at full size or small, with random weights.
 
-    python benchmarks/pizero_latency.py --device cuda --dtype bf16 --compile
-    OMP_NUM_THREADS=1 python benchmarks/pizero_latency.py --recipe pizero-mock --device cpu --dtype fp32 --runs 5
+    PYTHONPATH=. python benchmarks/pizero_latency.py --device cuda --dtype bf16 --compile
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/pizero_latency.py --recipe pizero-mock --device cpu --runs 5
 
 Published for open-pi-zero on an RTX 4090: 237 ms (fp32), 245 ms (bf16), compiled 89 and 75 ms.
 """
@@ -17,8 +17,8 @@ import torch
 
 from vla_ft.config import load_run_config
 from vla_ft.planning.imagined import collate_one, imagine
+from vla_ft.policies.compiling import compile_blocks
 from vla_ft.policies.registry import load_policy
-from vla_ft.training.blocks import compile_blocks
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -28,13 +28,18 @@ def measure(recipe: str, device: torch.device, dtype: torch.dtype, compiled: boo
     """Milliseconds of each run after two that warm up."""
     config = load_run_config([f"recipe={recipe}", "data.path=mock", "init.path=null", "init.layout=auto"])
     description = imagine(config.data.mock)
-    with device:
+    with torch.device("meta"):
         model = load_policy(config.policy).build_model(config.model, description).eval().to(dtype)
+    model.to_empty(device=device)  # weights are never held in another type
+    for parameter in model.parameters():
+        parameter.normal_(std=0.02)
     if compiled:
         compile_blocks(model, device)
     batch = {key: value.to(device) for key, value in collate_one(config, description).items()}
     batch["proprio"] = batch["proprio"].to(dtype)
     noise = torch.zeros_like(batch["action"], dtype=dtype)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     taken = []
     for number in range(runs + 2):
         started = time.perf_counter()

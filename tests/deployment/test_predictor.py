@@ -128,3 +128,39 @@ def test_evaluate_on_a_card_that_is_not_there(run, dataset, capsys):
 def test_evaluate_without_a_checkpoint(tmp_path, capsys):
     assert main(["evaluate", f"checkpoint={tmp_path / 'no'}", "data=x"]) == 2
     assert "No checkpoint at" in capsys.readouterr().err
+
+
+def test_weights_may_be_held_in_bfloat16(run, dataset):
+    wide, half = Predictor.load(run), Predictor.load(run, held="bf16")
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16} and half.precision == "bf16"
+    assert {b.dtype for b in half.model.buffers() if b.is_floating_point()} == {torch.float32}, "buffers stay"
+    seen = observation(dataset)
+    for one in (wide, half):
+        one.model.eval()
+    np.testing.assert_allclose(half.predict(seen), wide.predict(seen), atol=0.1)
+    with pytest.raises(UserError, match="Weights in bfloat16 compute in bfloat16"):
+        Predictor.load(run, precision="fp32", held="bf16")
+
+
+def test_inference_is_compiled_by_blocks(run, dataset, monkeypatch, capsys):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(options) or function)
+    plain, fast = Predictor.load(run), Predictor.load(run, compiled=True)
+    assert len(compiled) == 1 + len(fast.model.blocks()), "a probe, and every block"
+    np.testing.assert_array_equal(fast.predict(observation(dataset)), plain.predict(observation(dataset)))
+    words = ["episodes=all", "samples=4", "compile=true", "held=bf16"]
+    assert main(["evaluate", f"checkpoint={run}", f"data={dataset}", *words]) == 0
+    assert ", bf16; mean absolute error" in capsys.readouterr().out
+
+    def broken(*_, **__):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert main(["evaluate", f"checkpoint={run}", f"data={dataset}", *words]) == 2
+    assert "compile=true needs a working compiler" in capsys.readouterr().err
+
+
+def test_statistics_are_of_published_files_alone(run, dataset, tmp_path, capsys):
+    words = [f"checkpoint={run}", f"data={dataset}", f"statistics={tmp_path / 'numbers.json'}"]
+    assert main(["evaluate", *words]) == 2
+    assert "is no file of published weights" in capsys.readouterr().err

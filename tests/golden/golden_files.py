@@ -40,6 +40,7 @@ COVERAGE: tuple[tuple[str, str], ...] = (
     ("cogact/seed_mock_dataset", "test_cogact_mock.py"),
     ("cogact/*", "test_cogact_model.py"),
     ("pizero/data", "test_pizero_data.py"),
+    ("pizero/simpler", "test_pizero_simpler_numbers.py"),
     ("pizero/parts", "test_pizero_parts.py"),
     ("pizero/masks", "test_pizero_parts.py"),
     ("pizero/flow_*", "test_pizero_model.py"),

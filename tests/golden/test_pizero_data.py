@@ -8,11 +8,15 @@ import golden_files
 import numpy as np
 import pytest
 
-from vla_ft.data.chunks import dimension_mask, task_completed
+from vla_ft.data.formats.npz_writer import NpzWriter
+from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.normalization import Bounds, MeanStd
+from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.standardize.bridge import bridge_dataset
 from vla_ft.data.standardize.gripper import absolute_from_relative, binarized
 from vla_ft.data.standardize.rtx import fractal
+from vla_ft.data.windows import WindowSpec, build_sample
+from vla_ft.policies.pizero.octo_batch import octo_batch_of
 
 
 def column(golden: golden_files.Golden, name: str) -> np.ndarray:
@@ -63,19 +67,38 @@ def test_normalisation(golden: golden_files.Golden, trajectory: str) -> None:
 
 @pytest.mark.golden_files("pizero/data")
 @pytest.mark.parametrize(("trajectory", "number"), [("traj0", 0), ("traj1", 1)])
-def test_chunks_and_masks(golden: golden_files.Golden, trajectory: str, number: int) -> None:
+def test_chunks_and_masks(golden: golden_files.Golden, tmp_path: Path, trajectory: str, number: int) -> None:
+    """The trajectory as an episode on disk, through our reader and windows, to the published batch."""
     length, horizon = golden.facts["lengths"][number], golden.facts["action_horizon"]
-    raw = column(golden, f"{trajectory}.raw.action")
-    steps = np.arange(length)[:, None] + np.arange(horizon)
-    real = steps < length
+    raw = {feature: column(golden, f"{trajectory}.raw.{feature}") for feature in ("action", "proprio")}
+    writer = NpzWriter(tmp_path / "set", _described(raw))
+    picture = np.zeros((8, 8, 3), np.uint8)
+    writer.add([{**{k: v[i] for k, v in raw.items()}, "image_primary": picture} for i in range(length)], "go")
+    reader, window = open_dataset(writer.finish()), WindowSpec(observation_steps=1, action_horizon=horizon)
+    keys = ("proprio", "image_primary")
+    batch = octo_batch_of([build_sample(reader, 0, step, window, keys) for step in range(length)])
     prefix = f"{trajectory}.chunk."
-    assert np.array_equal(raw[np.minimum(steps, length - 1)], column(golden, prefix + "action")[:, 0])
-    expected = column(golden, prefix + "observation.task_completed")[:, 0].astype(bool)
-    assert np.array_equal(task_completed(real), expected)
-    expected = column(golden, prefix + "action_pad_mask")[:, 0].astype(bool)
-    assert np.array_equal(dimension_mask(real, raw.shape[1]), expected)
-    assert np.array_equal(column(golden, prefix + "observation.timestep")[:, 0], np.arange(length))
-    assert column(golden, prefix + "observation.timestep_pad_mask").all()
+    for name, got in {"action": batch["action"], "action_pad_mask": batch["action_pad_mask"]}.items():
+        assert np.array_equal(got, column(golden, prefix + name).astype(got.dtype)), name
+    for name in ("task_completed", "timestep", "timestep_pad_mask"):
+        got = batch["observation"][name]
+        assert np.array_equal(got, column(golden, f"{prefix}observation.{name}").astype(got.dtype)), name
+
+
+def _described(raw: dict[str, np.ndarray]) -> DatasetDescription:
+    names = {feature: tuple(f"{feature}_{i}" for i in range(value.shape[1])) for feature, value in raw.items()}
+    return DatasetDescription(
+        name="trajectory",
+        cameras={"primary": (8, 8)},
+        action_names=names["action"],
+        action_units=("",) * len(names["action"]),
+        proprio_names=names["proprio"],
+        proprio_units=("",) * len(names["proprio"]),
+        action_kind="end_effector",
+        action_mode="delta",
+        gripper="1 open, 0 closed",
+        fps=5.0,
+    )
 
 
 def test_published_statistics_and_back(golden_root: Path) -> None:

@@ -13,7 +13,7 @@ from vla_ft.policies.pizero.flow import ActionEncoder, beta_times, time_code, un
 from vla_ft.policies.pizero.gemma import RMSNorm
 from vla_ft.policies.pizero.tokenizer import NEWLINE, Prompts
 from vla_ft.policies.pizero.vision import scale_pixels
-from vla_ft.policies.pizero.vlm import BEGIN, PAD
+from vla_ft.policies.pizero.vlm import BEGIN, FIRST_POSITION, PAD
 from vla_ft.training.optimizers import schedule_factor
 from vla_ft.training.validation import rows_within
 
@@ -128,7 +128,12 @@ def test_masks(golden: Golden) -> None:
         start = valid.shape[1] + proprio
         assert torch.equal(mask[:, None, :start, :start], golden[f"{name}.allowed_itp"].bool())
         assert torch.equal(mask[:, None, start:], golden[f"{name}.allowed_action"].bool())
-        # Positions: picture and prompt from 1, experts from 1 again.
-        assert torch.equal(golden[f"{name}.pos.vlm"][0], torch.arange(1, valid.shape[1] + 1))
-        expert = torch.cat((golden[f"{name}.pos.proprio"][0], golden[f"{name}.pos.action"][0]))
-        assert torch.equal(expert, torch.arange(1, proprio + actions + 1))
+        for kind, count, first in (
+            ("vlm", valid.shape[1], FIRST_POSITION),
+            ("proprio", proprio, FIRST_POSITION),
+            ("action", actions, FIRST_POSITION + proprio),
+        ):
+            positions = golden[f"{name}.pos.{kind}"][0].float()
+            cosines, sines = rotation(count, first, 10000.0, 2, torch.device("cpu"))  # a frequency of 1 alone
+            torch.testing.assert_close(cosines, positions.cos()[:, None].expand(-1, 2))
+            torch.testing.assert_close(sines, positions.sin()[:, None].expand(-1, 2))

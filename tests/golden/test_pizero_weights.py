@@ -16,12 +16,14 @@ from pizero_models import base, build, inputs, read_json
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vla_ft.config import load_run_config
 from vla_ft.errors import UserError
 from vla_ft.policies.ledger import plan_import
 from vla_ft.policies.pizero.checkpoint import load_weights, write_published
 from vla_ft.policies.pizero.config import Config
 from vla_ft.policies.pizero.layouts import detect_layout, published_names, rename_for
 from vla_ft.policies.pizero.model import Dimensions, PiZero
+from vla_ft.training.preparation import prepare_model
 
 
 def full_size(**changes: Any) -> PiZero:
@@ -66,12 +68,12 @@ def test_counts_of_variants(golden_root: Path, fact: str, changes: dict[str, Any
 
 @pytest.mark.parametrize("rank", [32, 64])
 def test_counts_of_adapters(golden_root: Path, rank: int) -> None:
-    """Every linear layer of the trained part has one: (in + out) x rank weights."""
+    """As a run adds them: those of every linear layer of the trained part, and nothing else of it is trained."""
     model = full_size()
-    members = {name.removesuffix(".weight") for name, _ in model.parameter_groups()["vlm"]}
-    linear = [m for name, m in model.named_modules() if type(m) is torch.nn.Linear and name in members]
-    counted = sum(rank * (m.in_features + m.out_features) for m in linear)
-    assert counted == read_json(golden_root, "param_counts")[f"lora_vlm_r{rank}"]
+    prepare_model(model, load_run_config(["recipe=pizero-finetune", "data.path=x", f"lora.vlm.rank={rank}"]))
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad and name.startswith("vlm.")}
+    assert all(".lora_" in name for name in trained)
+    assert sum(trained.values()) == read_json(golden_root, "param_counts")[f"lora_vlm_r{rank}"]
 
 
 def test_key_table_of_open_pi_zero(golden_root: Path) -> None:
@@ -157,7 +159,9 @@ def assert_as_expected(model: PiZero, golden: golden_files.Golden, shared: golde
 def test_open_pi_zero_checkpoint(golden_root: Path, tmp_path: Path) -> None:
     """Half-precision weights of a compiled model load strictly, and go back into a file of the same form."""
     path, golden, shared = tiny_checkpoint(golden_root)
-    model = build(golden.facts["config"])
+    with pytest.raises(UserError, match=r"does not say with which constants.*say model\.constants_confirmed=true"):
+        load_weights(build(golden.facts["config"]), str(path))
+    model = build(golden.facts["config"], constants_confirmed=True)
     ledger = load_weights(model, str(path))
     assert_as_expected(model, golden, shared)
     assert ledger.new == [] and all("mixtures.proprio." in key for key in ledger.unused)
@@ -190,8 +194,8 @@ def test_untied_checkpoint(golden_root: Path, tmp_path: Path) -> None:
     content["model"][key] = content["model"][key] + 1
     torch.save(content, tmp_path / "step3.pt")
     with pytest.raises(UserError, match="tie_experts=false"):
-        load_weights(build(golden.facts["config"]), str(tmp_path / "step3.pt"))
-    model = build(golden.facts["config"], tie_experts=False)
+        load_weights(build(golden.facts["config"], constants_confirmed=True), str(tmp_path / "step3.pt"))
+    model = build(golden.facts["config"], tie_experts=False, constants_confirmed=True)
     assert load_weights(model, str(tmp_path / "step3.pt")).unused == []
     norm = model.experts["proprio"].get_parameter("norm.weight")
     assert torch.equal(norm.detach(), content["model"][key].float())

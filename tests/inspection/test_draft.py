@@ -174,3 +174,53 @@ def test_options_may_be_written_with_dashes(tmp_path):
     words = ["--policy", "act", f"--output={file}", "--data.fps", "7"]
     assert main(["recipe", "from-data", str(path), *words]) == 0
     assert load_run_config([f"recipe={file}"]).policy == "act"
+
+
+def pizero_set(tmp_path, **words):
+    """A mock set in npz, of one camera of 48x64."""
+    given = {"episodes": 2, "min_length": 6, "max_length": 7, "action_dim": 7, "format": "npz", **words}
+    texts = [f"{key}={value}" for key, value in given.items()]
+    assert main(["data", "mock", f"output={tmp_path / 'sets'}", *texts]) == 0
+    return next((tmp_path / "sets").glob("mock_*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "start", "periods"),
+    [
+        ({}, "pizero-bridge", 10000.0),
+        ({"action_dim": 14}, "paligemma-3b-pt-224", 100.0),
+        ({"content": "noise", "proprio_dim": 9}, "paligemma-3b-pt-224", 100.0),
+        ({"content": "noise", "proprio_dim": 8}, "paligemma-3b-pt-224", 100.0),
+    ],
+)
+def test_a_recipe_of_pizero_starts_with_weights_that_fit(tmp_path, capsys, words, start, periods):
+    path, file = pizero_set(tmp_path, **words), tmp_path / "mine.yaml"
+    assert main(["recipe", "from-data", str(path), "policy=pizero", f"output={file}"]) == 0, capsys.readouterr().err
+    said, config = capsys.readouterr().out, load_run_config([f"recipe={file}"])
+    width = words.get("action_dim", 7)
+    assert (config.model.action_dim, config.model.proprio_dim) == (width, words.get("proprio_dim", width))
+    assert config.init.path == start
+    assert (config.model.expert_rope_theta, config.model.time_period) == (periods, periods)
+    assert config.data.image_size == (224, 224) and config.data.augmentation == "pizero"
+    assert ("starts from PaliGemma with fresh experts" in said) == (start != "pizero-bridge")
+    assert ("movements of the end effector, this data's actions are others" in said) == (start == "pizero-bridge")
+
+
+def test_pizero_on_fractals_dimensions_starts_from_fractal():
+    from vla_ft.config import read_recipe
+    from vla_ft.data.standardize.base import ACTION_NAMES, POSE_QUATERNION
+    from vla_ft.policies import pizero
+
+    units = {"action_units": ("",) * 7, "proprio_units": ("",) * 8}
+    about = dataclasses.replace(DESCRIPTION, action_names=ACTION_NAMES, proprio_names=POSE_QUATERNION, **units)
+    base, notes = pizero.adapt(read_recipe("pizero-finetune"), about)
+    assert base["init"] == {"path": "pizero-fractal", "layout": "open-pi-zero"} and notes == []
+    own = {**base, "init": {"path": "paligemma-3b-pt-224", "layout": "paligemma"}}
+    assert pizero.adapt(own, about) == (own, [])
+
+
+def test_pizero_asks_which_of_two_cameras(tmp_path, capsys):
+    path = pizero_set(tmp_path, cameras="[front,wrist]")
+    words = ["recipe", "from-data", str(path), "policy=pizero", f"output={tmp_path / 'mine.yaml'}"]
+    assert main(words) == 2 and "data.cameras=[front]" in capsys.readouterr().err
+    assert main([*words, "data.cameras=[wrist]"]) == 0

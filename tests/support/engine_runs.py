@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
+from even_noise import even_noise
 from narrow_trunk import narrow_trunk
 from tiny_runs import ROOT, TINY
 
@@ -22,16 +24,21 @@ QUIET = (
     "checkpoint.every=3", "checkpoint.keep_last=9", "validation.every=5",
 )  # fmt: skip
 DONE = "done.json"
+EVEN = "even"
 
 
-def run_cases(output: Path, cases: Mapping[str, Sequence[str]], processes: int, base: Sequence[str] = QUIET) -> None:
-    """Train every case into ``output/NAME`` with ``base`` and its words, in this order, on ``processes`` processes."""
+def run_cases(
+    output: Path, cases: Mapping[str, Sequence[str]], processes: int, base: Sequence[str] = QUIET, *, even: bool = False
+) -> None:
+    """Train every case into ``output/NAME`` with ``base`` and its words, in this order, on ``processes`` processes;
+    ``even`` with noise that does not depend on how batches are cut (``even_noise``)."""
     from vla_ft.training.launch import _environment
 
     output.mkdir(parents=True, exist_ok=True)
     for stale in [output / DONE, *output.glob("port_*")]:
         stale.unlink(missing_ok=True)
     command = [sys.executable, __file__, str(output), json.dumps({n: [*base, *words] for n, words in cases.items()})]
+    command += [EVEN] if even else []
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "support")))
     running = []
     for rank in range(processes):
@@ -88,7 +95,7 @@ def _main() -> None:
     finished = []
     for name, words in cases.items():
         _agree_on_port(output / f"port_{name}")
-        with narrow_trunk():
+        with narrow_trunk(), even_noise() if EVEN in sys.argv else nullcontext():
             train(load_run_config([f"output={output / name}", *words]))
         finished.append(name)
     if os.environ["RANK"] == "0":

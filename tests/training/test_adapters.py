@@ -10,10 +10,11 @@ from torch import nn
 
 from vla_ft.config import load_run_config
 from vla_ft.errors import UserError
+from vla_ft.policies.compiling import compile_blocks, require_compiler
 from vla_ft.policies.registry import load_policy
 from vla_ft.training.adapters import add_adapters
 from vla_ft.training.banner import frozen_parts
-from vla_ft.training.blocks import compile_blocks, recompute_activations, require_compiler
+from vla_ft.training.blocks import recompute_activations
 from vla_ft.training.preparation import prepare_model
 
 

@@ -6,13 +6,18 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from vla_ft.config import load_run_config
-from vla_ft.deployment.evaluation import EvaluationConfig, evaluate
+from vla_ft.data.published_statistics import to_octo
+from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.deployment.evaluation import EvaluationConfig, evaluate, measure
 from vla_ft.deployment.export import ExportConfig, export
+from vla_ft.deployment.pizero_simpler import PiZeroInference
+from vla_ft.deployment.predictor import Predictor
 from vla_ft.errors import UserError
 from vla_ft.tensor_stream import TensorReader
 from vla_ft.training.trainer import train
@@ -52,6 +57,11 @@ def test_a_run_continues_to_the_bit_and_is_evaluated(tmp_path: Path) -> None:
     data = next((tmp_path / "whole").glob("mock_*"))
     text = evaluate(EvaluationConfig(checkpoint=str(tmp_path / "whole"), data=str(data)))
     assert "repeat" in text
+    simulated = PiZeroInference(tmp_path / "whole", "widowx_bridge", device="cpu")
+    simulated.reset("move to the disc")
+    raw, action = simulated.step(np.zeros((48, 64, 3), np.uint8), eef_pos=np.array([0, 0, 0, 1, 0, 0, 0, 1.0]))
+    assert simulated.camera == "top" and action["gripper"].item() in (1.0, -1.0)
+    assert all(np.isfinite(value).all() for value in (*raw.values(), *action.values()))
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     validation = next(line for line in lines if "validation/loss" in line)
     assert 0 <= validation["validation/action_within_0.1"] <= validation["validation/action_within_0.5"] <= 1
@@ -76,11 +86,40 @@ def test_adapters_are_trained_kept_and_merged(tmp_path: Path) -> None:
     printed = run(tmp_path / "lora", "lora.vlm.rank=2")
     assert "vlm's own weights, under adapters" in printed
     kept = weights(tmp_path / "lora")
+    earlier = weights(tmp_path / "lora", 2)  # a held-out evaluation lies between them
+    base = [name for name in kept if ".base_layer." in name]
+    assert base and all(torch.equal(kept[name], earlier[name]) for name in base), "evaluation merges nothing"
+    assert any(not torch.equal(kept[name], earlier[name]) for name in kept if ".lora_B." in name)
     ups = [value for name, value in kept.items() if ".lora_B." in name]
     assert len(ups) == 2 * 6 + 1 + 7 + 2  # SigLIP's layers, projector, a layer of Gemma, queries and keys
     assert sum(bool(value.any()) for value in ups) == len(ups) - 1, "only the last layer's queries have no gradient"
     said = export(ExportConfig(checkpoint=str(tmp_path / "lora"), output=str(tmp_path / "merged.safetensors")))
     assert "adapters of vlm merged" in said
+
+
+def published_weights_are_evaluated(output: Path, weights: Path, file: Path) -> None:
+    """A published file with its statistics predicts what the run does. (Grippers, which it leaves unscaled, apart.)"""
+    file.write_text(json.dumps(to_octo(DatasetStatistics.load(output / "checkpoints/step_00000002/statistics.json"))))
+    data, settings = str(next(output.glob("mock_*"))), {"tokenizer": "stand-in"}
+    own = Predictor.load(output)
+    published = Predictor.load(weights, statistics=file, camera="top", settings=settings)
+    random = np.random.default_rng(0)
+    seen = {
+        "image_top": random.integers(0, 256, (28, 28, 3), dtype=np.uint8),
+        "proprio": random.uniform(-0.5, 0.5, 7).astype(np.float32),
+    }
+    chunks = []
+    for predictor in (own, published):
+        torch.manual_seed(0)
+        chunks.append(predictor.predict(seen, "move to the disc"))
+    np.testing.assert_allclose(chunks[1][:, :6], chunks[0][:, :6], rtol=1e-4, atol=1e-6)
+    config = {"checkpoint": str(weights), "data": data, "statistics": str(file), "camera": "top", "model": settings}
+    assert measure(EvaluationConfig(**config, episodes="all", samples=4))["policy_mean"] > 0
+    words = {"checkpoint": str(weights), "data": data}
+    with pytest.raises(UserError, match=r"holds weights alone\. Give statistics="):
+        measure(EvaluationConfig(**words))
+    with pytest.raises(UserError, match=r"has no camera|cameras"):
+        measure(EvaluationConfig(**words, statistics=str(file), model={"tokenizer": "stand-in"}))
 
 
 def test_weights_go_out_in_the_published_layout_and_start_another_run(tmp_path: Path) -> None:
@@ -94,6 +133,7 @@ def test_weights_go_out_in_the_published_layout_and_start_another_run(tmp_path: 
         with pytest.raises(UserError, match=r"model\.time_period=100 \(here 10000\)"):
             run(tmp_path / "wrong", f"init.path={file}", "model.time_period=10000")
     assert losses(tmp_path / "from open-pi-zero") == losses(tmp_path / "from safetensors")
+    published_weights_are_evaluated(tmp_path / "first", files["open-pi-zero"], tmp_path / "statistics.json")
     with pytest.raises(UserError, match="Did you mean 'open-pi-zero'"):
         export(ExportConfig(checkpoint=str(tmp_path / "first"), output=str(tmp_path / "a.pt"), format="open-pizero"))
     with pytest.raises(UserError, match=r"must end in \.pt"):

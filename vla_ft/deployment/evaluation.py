@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import source_hash
 from vla_ft.deployment.action_errors import action_errors, executed_errors
 from vla_ft.deployment.error_table import error_table
-from vla_ft.deployment.predictor import Precision, Predictor
+from vla_ft.deployment.predictor import Held, Precision, Predictor
 from vla_ft.errors import UserError
 
 
@@ -30,7 +30,14 @@ class EvaluationConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     checkpoint: str
-    """A checkpoint, or a run folder for its latest one."""
+    """A checkpoint, or a run folder for its latest one; or a published policy: LeRobot's folder of ACT, open-pi-zero's
+    ``step*.pt``."""
+    statistics: str | None = None
+    """open-pi-zero's weights alone: the JSON file of the data they were trained on."""
+    camera: str = "primary"
+    """The same: what its one camera is called in the dataset."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """The same: settings of ``model`` that the file does not say (``model.tokenizer=...``)."""
     data: str
     """A dataset of the same robot."""
     dataset: str | None = None
@@ -42,6 +49,10 @@ class EvaluationConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Precision = "run"
     """``run``: as the run computed; ``fp32`` or ``bf16`` whatever it was."""
+    held: Held = "fp32"
+    """How weights are held; ``bf16`` halves their memory and computes in bfloat16."""
+    compile: bool = False
+    """``torch.compile`` block by block."""
     execution: ExecutionConfig | None = None
     """Adds the error of the actions that would be executed so along whole episodes (``execution.temporal_ensemble``).
     Needs a prediction at every step that a robot would ask at; null leaves it out."""
@@ -60,7 +71,17 @@ def measure(config: EvaluationConfig) -> dict[str, Any]:
     The latent of a policy that has one is zero and targets are not shown to it: what a robot would get.
     """
     _refuse_output(config.output)
-    predictor = Predictor.load(Path(config.checkpoint), config.device, config.dataset, config.precision)
+    predictor = Predictor.load(
+        Path(config.checkpoint),
+        config.device,
+        config.dataset,
+        config.precision,
+        held=config.held,
+        compiled=config.compile,
+        statistics=None if config.statistics is None else Path(config.statistics),
+        camera=config.camera,
+        settings=config.model,
+    )
     reader = predictor.config.data.open_one(config.data, config.dataset)
     if predictor.config.data.on_damage == "skip":  # as the run did
         reader = without_damaged(reader, find_damaged(reader))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +18,15 @@ from vla_ft.deployment.weights import build_plain, load_trained, read_facts
 from vla_ft.devices import choose_device
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch, Model, Processor
-from vla_ft.policies.published import Published, open_published
+from vla_ft.policies.compiling import compile_blocks
+from vla_ft.policies.published import Published, open_published, open_published_file
 from vla_ft.policies.registry import load_policy
 
 Precision = Literal["run", "fp32", "bf16"]
-"""``run``: what the run computed in, bfloat16 under autocast for all but ``fp32``; the others whatever it was. Weights
-are held in float32 either way: those of a run that kept them in bfloat16 are exact in it."""
+"""``run``: what the run computed in, bfloat16 under autocast for all but ``fp32``; the others whatever it was."""
+Held = Literal["fp32", "bf16"]
+"""How weights are held: float32, in which those of a run that kept them in bfloat16 are exact, or bfloat16, which
+halves the memory. Buffers stay as they are."""
 TARGETS = ("action", "action_pad_mask")
 """Batch keys that a model is never shown when it predicts."""
 
@@ -50,28 +53,68 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, checkpoint: Path, device: str = "cpu", dataset: str | None = None, precision: Precision = "run"
+        cls,
+        checkpoint: Path,
+        device: str = "cpu",
+        dataset: str | None = None,
+        precision: Precision = "run",
+        *,
+        held: Held = "fp32",
+        compiled: bool = False,
+        statistics: Path | None = None,
+        camera: str = "primary",
+        settings: Mapping[str, Any] | None = None,
     ) -> Predictor:
         """Read a checkpoint folder, or the latest one of a run folder; averaged weights are used when there are any.
-        A published policy folder (LeRobot's ``act``, of either generation) is read as it is.
+        A published policy is read as it is: LeRobot's ``act`` folders, of either generation, and open-pi-zero's
+        ``step*.pt``, which needs ``statistics`` (the JSON file of its training data), takes what its ``camera`` is
+        called and ``settings`` of ``model`` that it does not say.
 
-        ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``). Raises UserError when
-        the checkpoint is damaged or incomplete, and where a mixture's dataset is not named.
+        ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``). ``compiled``: by
+        ``torch.compile``, block by block; the first predictions are slow. Raises UserError when the checkpoint is
+        damaged or incomplete, where a mixture's dataset is not named, and where nothing can be compiled.
         """
+        if held == "bf16" and precision == "fp32":
+            raise UserError("Weights in bfloat16 compute in bfloat16: leave out precision=fp32, or hold them in fp32.")
+        precision = "bf16" if held == "bf16" else precision
+        predictor = cls._read(checkpoint, device, dataset, precision, held, statistics, camera, settings or {})
+        if compiled:
+            compile_blocks(predictor.model, predictor.device)
+        return predictor
+
+    @classmethod
+    def _read(
+        cls,
+        checkpoint: Path,
+        device: str,
+        dataset: str | None,
+        precision: Precision,
+        held: Held,
+        statistics_file: Path | None,
+        camera: str,
+        settings: Mapping[str, Any],
+    ) -> Predictor:
         if (published := open_published(checkpoint)) is not None:
-            return cls._of(published, device, precision)
+            return cls._of(published, device, precision, held)
+        if (published := open_published_file(checkpoint, statistics_file, camera, settings)) is not None:
+            return cls._of(published, device, precision, held)
+        if statistics_file is not None or settings:
+            raise UserError(
+                f"{checkpoint} is no file of published weights: statistics and model settings are of those alone. A "
+                "run of ours has its own. Leave them out."
+            )
         path = find_checkpoint(checkpoint)
         verify(path)
         config, description = read_facts(path)
         statistics = DatasetStatistics.load(path / STATISTICS).of(dataset)
         policy = load_policy(config.policy)
-        model = build_plain(config, description)
+        model = hold(build_plain(config, description), held)
         load_trained(model, path, config)
         processor = policy.build_processor(config.model, description, statistics)
         return cls(config, description, processor, model, choose_device(device), precision)
 
     @classmethod
-    def _of(cls, published: Published, device: str, precision: Precision) -> Predictor:
+    def _of(cls, published: Published, device: str, precision: Precision, held: Held) -> Predictor:
         policy, folder = load_policy(published.policy), str(published.folder)
         config = RunConfig(
             recipe=published.layout,
@@ -83,8 +126,9 @@ class Predictor:
             model=check(policy.Config, published.settings, f"the settings of {folder}", prefix="model."),
             execution=_execution(published),
         )
-        model = policy.build_model(config.model, published.description)
-        policy.load_weights(model, folder, published.layout)
+        with torch.device("meta" if published.mapped else "cpu"):
+            model = hold(policy.build_model(config.model, published.description), held)
+        policy.load_weights(model, folder, published.layout, assign=published.mapped)
         processor = policy.build_processor(config.model, published.description, published.statistics)
         return cls(config, published.description, processor, model, choose_device(device), precision, published)
 
@@ -92,7 +136,7 @@ class Predictor:
         """An observation under our keys; a published policy's robot may say ``observation.state`` and so on."""
         if self.published is None:
             return observation
-        renames, our_key = self.published.renames, load_policy(self.published.policy).our_key  # type: ignore[attr-defined]
+        renames, our_key = self.published.renames, getattr(load_policy(self.published.policy), "our_key", str)
         features = {renames.get(name, name): value for name, value in observation.items()}
         return {our_key(name) if "." in name else name: value for name, value in features.items()}
 
@@ -159,6 +203,14 @@ class Predictor:
                 f"'{key}' is {value.dtype} {value.shape}, expected {'uint8' if image else 'float32'} {expected}."
             )
         return value if image else value.astype(np.float32)
+
+
+def hold(model: Model, held: Held) -> Model:
+    """The model with its parameters in that type, in place."""
+    if held == "bf16":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return model
 
 
 def _execution(published: Published) -> ExecutionConfig:

@@ -60,11 +60,14 @@ class Draft:
 def draft(config: DraftConfig) -> Draft:
     """Write a recipe that trains as it is: a batch of the data has gone through it. Raises UserError."""
     policy = load_policy(config.policy)
+    base = _base(config)
+    config = dataclasses.replace(config, data=_read_as_there(config.data, base))
     whole = config.data.open(config.data.path)
     damaged = find_damaged(whole) if config.data.on_damage == "skip" else Damaged()
     reader = without_damaged(whole, damaged)
     output = _output(config, reader)
-    base = _base(config)
+    adapt = getattr(policy, "adapt", None)
+    base, fitted = adapt(base, reader.description) if adapt else (base, [])
     seed = int(base.get("seed", 0))
     split, dropped = split_parts(
         reader, fraction=config.data.validation_fraction, seed=seed, drop_unlabeled=config.data.drops_unlabeled
@@ -73,6 +76,7 @@ def draft(config: DraftConfig) -> Draft:
     suggest = getattr(policy, "suggest", None)
     model = {**(base.get("model") or {}), **(suggest(reader.description, statistics) if suggest else {})}
     notes = unknowns(reader, statistics, model.get("chunk_size"))
+    notes += fitted
     notes += [f"damaged: {damaged}"] if damaged.episodes else []
     notes += [f"{dropped}"] if dropped.unlabeled else []
     notes += [] if suggest else [f"policy '{config.policy}' makes no suggestions: its model has its defaults"]
@@ -106,6 +110,17 @@ def _base(config: DraftConfig) -> dict[str, Any]:
     best = (config.policy, f"{config.policy}-finetune")
     names = sorted((n for n in recipe_names() if not n.endswith("-mock")), key=lambda n: (n not in best, n))
     return next((r for r in map(read_recipe, names) if r.get("policy") == config.policy), {"steps": _STEPS})
+
+
+def _read_as_there(data: DataConfig, base: dict[str, Any]) -> DataConfig:
+    """The data read and augmented as the base recipe does, where the user says nothing of it: what its weights know."""
+    usual, read = DataConfig(path=data.path), base.get("data") or {}
+    if data.image_size == usual.image_size and read.get("image_size"):
+        height, width = read["image_size"]
+        data = dataclasses.replace(data, image_size=(height, width))
+    if data.augmentation == usual.augmentation and isinstance(read.get("augmentation"), str):
+        data = dataclasses.replace(data, augmentation=read["augmentation"])
+    return data
 
 
 def _statistics(reader: EpisodeReader, split: EpisodeSplit) -> DatasetStatistics:
@@ -171,7 +186,9 @@ def _prove(path: Path, reader: EpisodeReader, split: EpisodeSplit, statistics: D
     """The recipe is complete, its model fits the data (built without storage), and a batch of the data collates."""
     run = load_run_config([f"recipe={path}"])
     policy = load_policy(run.policy)
-    processor = policy.build_processor(run.model, reader.description, statistics)
+    without_files = getattr(policy, "without_files", None)  # a tokenizer may not be fetched yet
+    model = without_files(run.model) if without_files else run.model
+    processor = policy.build_processor(model, reader.description, statistics)
     with torch.device("meta"):
         policy.build_model(run.model, reader.description)
     if processor.example_instruction is not None:  # this data's instructions may not be embedded yet

@@ -14,6 +14,8 @@ from vla_ft.errors import UserError
 from vla_ft.policies.registry import POLICIES, load_policy
 from vla_ft.weights.places import resolve
 
+_FILES = {".pt": ("pizero",)}
+"""Endings of files that hold weights and name no policy -> whose they may be (``open_published_file``)."""
 _SIGNS = {"act": {"dim_model", "n_vae_encoder_layers", "vision_backbone"}}
 """Keys that only this policy's ``config.json`` has: some older folders do not state their type."""
 
@@ -30,6 +32,7 @@ class Published:
     statistics: DatasetStatistics
     """Such that the processor of ``settings`` normalises as the policy was trained, whatever form that had."""
     folder: Path
+    """Or the one file."""
     layout: str
     actions_per_chunk: int
     """Actions of a chunk that are executed before the next is asked for."""
@@ -37,6 +40,8 @@ class Published:
     """Coefficient of temporal ensembling, which asks at every step; None without."""
     renames: Mapping[str, str] = field(default_factory=dict)
     """The robot's feature names -> the policy's, in the publisher's words."""
+    mapped: bool = False
+    """The model has no numbers but those of the file: it can be made of the mapped file without memory of its own."""
 
 
 def kind_of(folder: Path) -> str | None:
@@ -66,6 +71,25 @@ def open_published(name_or_path: str | Path) -> Published | None:
     folder = _resolved(name_or_path)
     kind = None if folder is None else kind_of(folder)
     return None if kind is None else load_policy(kind).open_published(folder)  # type: ignore[attr-defined]
+
+
+def open_published_file(
+    name_or_path: str | Path, statistics: Path | None, camera: str, settings: Mapping[str, Any]
+) -> Published | None:
+    """A published policy that is one file of weights, or the name of a fetched one; None for anything else.
+
+    ``statistics``: of its training data; ``camera``: what its one camera is called here; ``settings``: of ``model``,
+    where the file does not say. Raises UserError for what is missing or damaged.
+    """
+    try:
+        path = resolve(name_or_path)
+    except UserError:
+        return None
+    if not path.is_file():
+        return None
+    policies = (load_policy(name) for name in _FILES.get(path.suffix, ()))
+    found = (policy.open_published_file(path, statistics, camera, settings) for policy in policies)  # type: ignore[attr-defined]
+    return next((published for published in found if published is not None), None)
 
 
 def published_settings(policy: str, name_or_path: str, layout: str) -> dict[str, Any] | None:

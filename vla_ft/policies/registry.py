@@ -28,6 +28,7 @@ class PolicyPackage(Protocol):
 
     - ``suggest(description, statistics) -> dict``: model settings for a dataset, which ``vla-ft recipe from-data``
       writes into a recipe;
+    - ``adapt(base, description) -> (base, notes)``: a recipe's settings with a start that fits a dataset, for the same;
     - ``remarks(config, trained) -> list[str]``: lines that the banner adds, given the trained weights by part;
     - ``setup_lines(SetupFacts) -> list[str]``: a run's settings in a published code's words, after the banner;
     - ``constants(config) -> dict``: what decides the numbers and leaves no trace in weights; exported files carry it;
@@ -40,7 +41,8 @@ class PolicyPackage(Protocol):
     - ``COMPLETES``: true where ``load_weights`` takes ``base=``, the file of the parts that another one leaves out;
     - ``open_published(folder) -> Published``, ``published_settings(folder) -> dict`` (the ``model`` section) and
       ``our_key(feature) -> str``, our name of the publisher's observation keys, where others publish checkpoints as
-      folders (``vla_ft.policies.published``).
+      folders (``vla_ft.policies.published``);
+    - ``open_published_file(path, statistics, camera, settings) -> Published | None`` where they publish one file.
     """
 
     Config: type

@@ -6,8 +6,9 @@ import torch
 
 from vla_ft.config import RunConfig
 from vla_ft.policies.base import Model
+from vla_ft.policies.compiling import compile_blocks
 from vla_ft.training.adapters import add_adapters
-from vla_ft.training.blocks import compile_blocks, recompute_activations
+from vla_ft.training.blocks import recompute_activations
 from vla_ft.training.optimizers import freeze_parts
 
 

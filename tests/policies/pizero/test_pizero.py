@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from vla_ft.errors import UserError
 from vla_ft.policies.base import Batch
 from vla_ft.policies.frozen_parts import cacheable, compute_rows, leave_out, replaced_inputs, with_features
-from vla_ft.policies.pizero import build_model, build_processor, remarks
-from vla_ft.policies.pizero.model import PREFIX, PiZero
+from vla_ft.policies.pizero import Config, build_model, build_processor, remarks
+from vla_ft.policies.pizero.model import PREFIX, Dimensions, PiZero
 from vla_ft.training.blocks import recompute_activations
 from vla_ft.training.optimizers import freeze_parts
 
@@ -142,9 +141,31 @@ def test_bfloat16_and_float64_stay_finite() -> None:
     assert torch.isfinite(fixed(one.double(), wide))
 
 
-def test_uniform_times_are_spread_over_the_batch() -> None:
-    one = model(flow_sampling="uniform")
-    assert torch.isfinite(fixed(one, batch()))
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_weights_in_bfloat16_need_no_autocast(changes: dict[str, Any]) -> None:
+    """The published way of inference: float32 observations, bfloat16 noise and weights."""
+    wide, half, data = model(**changes), model(**changes).to(torch.bfloat16), batch()
+    actions = seeded(half, data)
+    assert actions.dtype == torch.bfloat16
+    assert (actions.float() - seeded(wide, data)).abs().mean() < 0.03
+    assert fixed(half, data).item() == pytest.approx(fixed(wide, data).item(), rel=0.03)
+
+
+def test_uniform_times_are_spread_over_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in each of B equal parts of [0, 1), whatever the offset."""
+    seen: list[Tensor] = []
+    usual = PiZero.predict
+    monkeypatch.setattr(
+        PiZero, "predict", lambda self, data, point, time: seen.append(time) or usual(self, data, point, time)
+    )
+    one, data = model(flow_sampling="uniform"), batch(4)
+    for seed in range(3):
+        fixed(one, data, seed)
+        assert sorted((4 * seen[-1]).floor().int().tolist()) == [0, 1, 2, 3]
+        assert torch.allclose(seen[-1].sort().values.diff(), torch.tensor(0.25), atol=2e-5)
+    assert not torch.equal(seen[0], seen[1])
+    fixed(model(), data)
+    assert len({round(time, 6) for time in seen[-1].tolist()}) == 4
 
 
 @pytest.mark.parametrize(
@@ -191,11 +212,15 @@ def test_flex_attention_does_not_train_on_the_cpu() -> None:
 
 
 def test_the_banner_counts_as_published() -> None:
-    config = dataclasses.replace(small_config(), tokenizer="paligemma-3b-pt-224")
-    frozen = remarks(config, {"action": 314_636_295, "vlm": 0, "fixed": 0})
+    config = Config(tokenizer="paligemma-3b-pt-224")
+    with torch.device("meta"):
+        full = PiZero(config, Dimensions(action=7, proprio=7))
+    counts = {part: sum(p.numel() for _, p in members) for part, members in full.parameter_groups().items()}
+    assert (counts["action"], counts["vlm"]) == (314_636_295, 2_291_302_128)
+    frozen = remarks(config, {**counts, "vlm": 0, "fixed": 0})
     assert frozen[0] == "Number of trained parameters (Action): 0.315B"
     assert not any("(VLM)" in line for line in frozen) and "did not work" in frozen[1]
-    whole = remarks(config, {"vlm": 2_291_302_128, "action": 314_636_295})
+    whole = remarks(config, {"vlm": counts["vlm"], "action": counts["action"]})
     assert whole == [
         "Number of trained parameters (VLM): 2.291B",
         "Number of trained parameters (Action): 0.315B",

@@ -50,13 +50,31 @@ def test_own_layout_with_its_constants(tmp_path: Path) -> None:
 
 
 def test_a_plain_state_dict_with_compiled_names(tmp_path: Path) -> None:
-    source, target = model(), model(seed=1)
+    source, target = model(), model(seed=1, constants_confirmed=True)
     torch.save(published(source, "_orig_mod."), tmp_path / "weights.pt")
+    with pytest.raises(
+        UserError, match=r"10000 and model\.time_period=10000, open-pi-zero's training files 100 and 100"
+    ):
+        load_weights(model(), str(tmp_path / "weights.pt"), "open-pi-zero")
     load_weights(target, str(tmp_path / "weights.pt"), "open-pi-zero")
     torch.manual_seed(0)
     expected = source(batch()).loss
     torch.manual_seed(0)
     assert torch.equal(target(batch()).loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [
+        ('{"time_period": 100.0}', "without vlm_rope_theta, expert_rope_theta, soft_cap"),
+        ('{"time_period": 100.0', "cannot be read"),
+        ("[100.0]", "without vlm_rope_theta"),
+    ],
+)
+def test_damaged_constants_are_told(recorded: str, message: str, tmp_path: Path) -> None:
+    save_file(model().state_dict(), tmp_path / "own.safetensors", metadata={"constants": recorded})
+    with pytest.raises(UserError, match=message):
+        load_weights(model(seed=1), str(tmp_path / "own.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +108,7 @@ def test_adapters_are_refused_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_surprises_are_refused_before_anything_changes(tmp_path: Path) -> None:
-    target = model(seed=1)
+    target = model(seed=1, constants_confirmed=True)
     before = {name: value.clone() for name, value in target.state_dict().items()}
     for change, message in (
         ({"action_decoder.scale": torch.zeros(1)}, "unknown tensor"),

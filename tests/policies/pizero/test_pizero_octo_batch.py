@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pizero_examples import SIZE, description, model, small_config, statistics
+from pizero_examples import SIZE, description, model, samples, small_config, statistics
 
 from vla_ft.data.noise import INSTRUCTIONS
 from vla_ft.errors import UserError
 from vla_ft.policies.pizero import build_processor
-from vla_ft.policies.pizero.octo_batch import random_octo_batch, samples_of
+from vla_ft.policies.pizero.octo_batch import generate_fake_batch, octo_batch_of, random_octo_batch, samples_of
 
 
 def drawn(**changes: Any) -> dict[str, Any]:
@@ -70,3 +70,45 @@ def test_it_goes_through_processor_and_model() -> None:
 def test_windows_of_several_steps_are_refused() -> None:
     with pytest.raises(UserError, match=r"window_size: 1"):
         samples_of(drawn(window=2))
+
+
+def test_the_guides_function() -> None:
+    """Its defaults, its types, another batch at every call, the same under a seed."""
+    torch.manual_seed(0)
+    batch, other = generate_fake_batch(), generate_fake_batch()
+    assert batch["observation"]["image_primary"].shape == (8, 1, 224, 224, 3)
+    assert batch["observation"]["image_primary"].dtype == torch.uint8
+    assert batch["observation"]["timestep"].dtype == torch.int32
+    assert batch["observation"]["proprio"].shape == (8, 1, 8) and batch["action"].shape == (8, 1, 4, 7)
+    assert not torch.equal(batch["action"], other["action"])
+    torch.manual_seed(0)
+    assert torch.equal(generate_fake_batch()["action"], batch["action"])
+
+
+def test_unnormalised_it_reaches_the_model_as_it_was_drawn() -> None:
+    batch = drawn()
+    one = build_processor(small_config(normalization="none"), description(), statistics())
+    collated = one.collate(samples_of(batch))
+    assert np.array_equal(collated["action"].numpy(), batch["action"][:, 0])
+    assert np.array_equal(collated["proprio"].numpy(), batch["observation"]["proprio"][:, 0])
+    assert np.abs(batch["action"]).max() > 1, "and is not bounded"
+    assert np.array_equal(one.unnormalize(collated["action"]), batch["action"][:, 0])
+
+
+def test_our_samples_become_such_a_batch_and_come_back() -> None:
+    ours = samples(3)
+    for one in ours:
+        one["action_pad_mask"] = np.array([True, True, False, False])
+    batch = octo_batch_of(ours)
+    expected = kinds(drawn())
+    expected["task"]["pad_mask_dict"] = {"language_instruction": ("bool", (3,))}
+    assert kinds(batch) == expected | {"dataset_name": [bytes] * 3}
+    assert batch["observation"]["task_completed"][0, 0].tolist() == [False, False, False, True]
+    assert batch["action_pad_mask"][0, 0].all(-1).tolist() == [True, True, True, False]
+    for back, one in zip(samples_of(batch), ours, strict=True):
+        assert back["task"] == one["task"] and back["dataset_name"] == "arm"
+        assert np.array_equal(back["action"], one["action"])
+        assert all(np.array_equal(back["observation"][key], value) for key, value in one["observation"].items())
+    ours[0]["observation"]["timestep"] = np.zeros(2, np.int32)
+    with pytest.raises(UserError, match="several observation steps"):
+        octo_batch_of(ours)

@@ -10,8 +10,8 @@ from pizero_examples import batch, model
 from torch import Tensor
 
 from vla_ft.policies.base import Batch
+from vla_ft.policies.compiling import compile_blocks
 from vla_ft.policies.pizero.model import PiZero
-from vla_ft.training.blocks import compile_blocks
 
 pytestmark = pytest.mark.gpu
 # Triton's attention kernels take heads of 16 numbers or more.

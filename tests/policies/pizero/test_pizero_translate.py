@@ -107,6 +107,7 @@ def test_the_guides_test_of_a_pipeline() -> None:
     assert values["data"]["path"] == "mock" and mock.items() <= values["data"]["mock"].items()
     assert values["freeze"] == ["vlm", "fixed"] and "init" not in values
     assert values["model"]["tokenizer"] == "stand-in"
+    assert values["model"]["normalization"] == "none", "the guide's numbers are not bounded"
     assert values["optimizer"]["groups"].keys() == {"action"}
     assert values["batch"] == {"per_device": 8, "accumulation": 2}
 
@@ -126,6 +127,11 @@ def test_the_guides_test_of_a_pipeline() -> None:
 def test_switches(words: list[str], expected: dict[str, Any]) -> None:
     values = translated("bridge", *words)
     assert {key: values[key] for key in expected} == expected
+
+
+def test_a_checkpoint_is_read_with_the_constants_of_its_training_file() -> None:
+    assert translated("bridge", "resume_checkpoint_path=step3.pt")["model"]["constants_confirmed"] is True
+    assert "constants_confirmed" not in translated("bridge")["model"]
 
 
 def test_model_keys() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vla_ft.data.sample import DatasetDescription
+from vla_ft.data.standardize.base import ACTION_NAMES, POSE_QUATERNION
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
 from vla_ft.policies.pizero.checkpoint import load_weights, write_published
@@ -14,6 +15,7 @@ from vla_ft.policies.pizero.config import STAND_IN, Config
 from vla_ft.policies.pizero.layouts import constants
 from vla_ft.policies.pizero.model import Dimensions, PiZero
 from vla_ft.policies.pizero.processing import PiZeroProcessor
+from vla_ft.policies.pizero.published import open_published_file
 from vla_ft.policies.pizero.translate import translate
 from vla_ft.policies.pizero.vocabulary import foreign_keys
 
@@ -22,10 +24,12 @@ __all__ = [
     "FOREIGN_KEYS",
     "TRANSLATORS",
     "Config",
+    "adapt",
     "build_model",
     "build_processor",
     "constants",
     "load_weights",
+    "open_published_file",
     "remarks",
     "suggest",
     "without_files",
@@ -38,6 +42,10 @@ FOREIGN_KEYS = foreign_keys()
 EXPORTS = {"open-pi-zero": write_published}
 """Published layouts that ``vla-ft export`` writes."""
 
+_OTHER_ACTIONS = (
+    "whether the start fits: Bridge's weights were trained on movements of the end effector, this data's actions are "
+    "others (init.path=paligemma-3b-pt-224 init.layout=paligemma, without the two periods, starts with fresh experts)"
+)
 _TITLES = {"action": "Action", "vlm": "VLM"}
 
 
@@ -87,6 +95,31 @@ def check_dataset(config: Config, description: DatasetDescription) -> None:
 def suggest(description: DatasetDescription, statistics: DatasetStatistics) -> dict[str, Any]:
     """Model settings for a dataset: its widths."""
     return {"action_dim": description.action_dim, "proprio_dim": description.proprio_dim}
+
+
+def adapt(base: Mapping[str, Any], description: DatasetDescription) -> tuple[dict[str, Any], list[str]]:
+    """A recipe for a dataset: with the start that fits its widths, and what to know of it.
+
+    Published weights are for 7 actions and 7 or 8 numbers of proprioception. Any other robot starts from PaliGemma,
+    with the periods of open-pi-zero's training files: 10000 belong to its weights.
+    """
+    model, init = dict(base.get("model") or {}), dict(base.get("init") or {})
+    widths = (description.action_dim, description.proprio_dim)
+    if init.get("layout") != "open-pi-zero":
+        return dict(base), []
+    if widths == (model.get("action_dim"), model.get("proprio_dim")):
+        strange = description.action_kind == "joint" or description.action_mode == "absolute"
+        return dict(base), [_OTHER_ACTIONS] if strange else []
+    if description.action_dim == len(ACTION_NAMES) and description.proprio_names == POSE_QUATERNION:
+        return {**base, "init": {**init, "path": "pizero-fractal"}}, []
+    for name in ("expert_rope_theta", "time_period"):
+        model.pop(name, None)
+    start = {"path": "paligemma-3b-pt-224", "layout": "paligemma"}
+    note = (
+        f"open-pi-zero's weights are for 7 actions and 7 or 8 numbers of proprioception, this robot has {widths[0]} "
+        f"and {widths[1]}: the run starts from PaliGemma with fresh experts, which needs more data and steps"
+    )
+    return {**base, "model": model, "init": start}, [note]
 
 
 def without_files(config: Config) -> Config:

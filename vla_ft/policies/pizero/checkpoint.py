@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,9 @@ from vla_ft.policies.tensor_files import TORCH_SUFFIXES, TensorFiles, open_tenso
 
 CONSTANTS = "constants"
 """Where exported files keep them: in the metadata of safetensors as JSON, beside ``model`` in a torch file."""
+SETTINGS = "settings"
+"""The fields of ``model`` as JSON, in a torch file alone: all but the tokenizer, which is a place, and the widths."""
+_NOT_RECORDED = ("tokenizer", "constants_confirmed", "action_dim", "proprio_dim")
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "params")
 
 
@@ -45,11 +49,11 @@ def load_weights(
         raise UserError(f"These are π0 weights, the model is {type(model).__name__}. Choose policy 'pizero'.")
     if layout not in (*LAYOUTS, "auto"):
         raise unknown("weight layout", layout, (*LAYOUTS, "auto"))
-    state = _open(Path(path))
+    state = open_weights(Path(path))
     found = detect_layout(state, path)
     if layout not in ("auto", found):
         raise UserError(f"{path} has the layout '{found}', not '{layout}'. Set init.layout={found}, or auto.")
-    note = "" if found == "paligemma" else check_constants(model.config, state.beside, path)
+    note = "" if found == "paligemma" else check_constants(model.config, state.beside, path, found)
     ledger = load_state(model, state, found, path, assign=assign, place=place)
     ledger.notes += [note] if note else []
     return ledger
@@ -84,20 +88,24 @@ def load_state(
     )
 
 
-def check_constants(config: Config, beside: Mapping[str, object], path: str) -> str:
-    """Compare what weights were made with to the configuration. Raises UserError where it differs.
+def check_constants(config: Config, beside: Mapping[str, object], path: str, layout: str) -> str:
+    """Compare what weights were made with to the configuration. Raises UserError where it differs, and for a file of
+    open-pi-zero that does not say (a renamed one) under a configuration that leaves them at their defaults.
 
     Returns a note where the file does not say: the configuration is then believed.
     """
-    recorded = beside.get(CONSTANTS)
-    known = json.loads(recorded) if isinstance(recorded, str) else recorded
-    if not isinstance(known, dict):
-        known = published_constants(Path(path).name)
-    own = constants(config)
+    known, own = file_constants(beside, path), constants(config)
     if known is None:
         shown = ", ".join(f"{name} {value:g}" for name, value in own.items())
+        if layout == "open-pi-zero" and not config.constants_confirmed:
+            raise UserError(
+                f"{path} does not say with which constants it was trained, and no tensor shows them. Published "
+                "checkpoints have model.expert_rope_theta=10000 and model.time_period=10000, open-pi-zero's training "
+                f"files 100 and 100. Look at its training file; if it is as configured here ({shown}), say "
+                "model.constants_confirmed=true."
+            )
         return f"the file does not say with which constants it was trained; taken from the configuration: {shown}"
-    wrong = [f"model.{name}={known[name]:g} (here {own[name]:g})" for name in own if known.get(name) != own[name]]
+    wrong = [f"model.{name}={known[name]:g} (here {own[name]:g})" for name in own if known[name] != own[name]]
     if wrong:
         raise UserError(
             f"{path} was trained with other constants, which no tensor shows: {', '.join(wrong)}. With the wrong ones "
@@ -106,17 +114,43 @@ def check_constants(config: Config, beside: Mapping[str, object], path: str) -> 
     return ""
 
 
+def file_constants(beside: Mapping[str, object], path: str) -> dict[str, float] | None:
+    """What a file says of its constants, or its published name does; None where neither does.
+
+    Raises UserError for a record that is damaged or not whole.
+    """
+    recorded = beside.get(CONSTANTS)
+    if recorded is None:
+        return published_constants(Path(path).name)
+    try:
+        known = json.loads(recorded) if isinstance(recorded, str) else recorded
+    except ValueError as error:
+        raise UserError(
+            f"The constants recorded in {path} cannot be read ({error}). Export the weights again."
+        ) from None
+    expected = constants(Config())
+    lost = [name for name in expected if not isinstance(known, dict) or not isinstance(known.get(name), int | float)]
+    if lost:
+        raise UserError(
+            f"{path} records its constants without {', '.join(lost)}. Export the weights again with `vla-ft export`."
+        )
+    assert isinstance(known, dict)
+    return {name: float(known[name]) for name in expected}
+
+
 def write_published(path: Path, tensors: Iterable[tuple[str, Tensor]], config: Config, step: int) -> int:
     """Write a checkpoint as open-pi-zero's evaluation reads it: a torch file with the weights under ``model``.
 
-    Our constants lie beside them. Holds all weights in memory. Returns the number of tensors; tied experts count twice,
-    and are stored once. Raises UserError when the disk is full.
+    Our constants and settings lie beside them. Holds all weights in memory. Returns the number of tensors; tied experts
+    count twice, and are stored once. Raises UserError when the disk is full.
     """
     model: dict[str, Tensor] = {}
     for name, tensor in tensors:
         for published in published_names(name, config.tie_experts):
             model[published] = tensor
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_RECORDED}
     content = {"cnt_update": step, "cnt_batch": 0, "model": model, CONSTANTS: constants(config)}
+    content[SETTINGS] = json.dumps(settings)
     beside = path.with_name(f".{path.name}.new")
     try:
         torch.save(content, beside)
@@ -128,7 +162,8 @@ def write_published(path: Path, tensors: Iterable[tuple[str, Tensor]], config: C
     return len(model)
 
 
-def _open(path: Path) -> TensorFiles:
+def open_weights(path: Path) -> TensorFiles:
+    """The tensors of a file or folder, of a torch file those under ``model`` where there are any. Raises UserError."""
     if path.is_dir() and any((path / name).exists() for name in _ORBAX):
         raise openpi_error(str(path))
     if path.suffix in TORCH_SUFFIXES and path.is_file():

@@ -75,6 +75,9 @@ class Config:
     gives garbage: it is checked against what came with the weights."""
     time_period: PositiveFloat = 100.0
     """Longest period of the code of the flow time. Published checkpoints have 10000; checked in the same way."""
+    constants_confirmed: bool = False
+    """That these periods are those of an open-pi-zero file which says nothing of them (a renamed one, or one that you
+    trained there). Without it such a file is refused."""
     soft_cap: PositiveFloat = 50.0
     """Attention scores s become ``cap tanh(s / cap)`` in every layer, as published."""
     adaptive: Adaptive | None = None
@@ -98,8 +101,9 @@ class Config:
     action_clip: PositiveFloat | None = 1.0
     """Predicted actions are cut to plus and minus this, gripper included; None leaves them."""
 
-    normalization: Literal["bounds", "gaussian"] = "bounds"
-    """Of actions and proprioception: quantiles 0.01 and 0.99 to -1 and 1 (published), or zero mean, unit deviation."""
+    normalization: Literal["bounds", "gaussian", "none"] = "bounds"
+    """Of actions and proprioception: quantiles 0.01 and 0.99 to -1 and 1 (published); zero mean, unit deviation; or
+    none, for random numbers that test a pipeline."""
     tokenizer: str | None = None
     """PaliGemma's tokenizer: ``tokenizer.json`` or ``tokenizer.model``, their folder, or the name of fetched weights
     (``paligemma-3b-pt-224``). ``stand-in`` makes numbers of words without any file, for mock runs."""

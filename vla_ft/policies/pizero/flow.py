@@ -73,7 +73,7 @@ class ActionEncoder(nn.Module):
 
     def forward(self, action: Tensor, code: Tensor) -> Tensor:
         """Actions [B, K, A] and time code [B, D] to [B, K, D]."""
-        x = self.linear_1(action)
+        x = self.linear_1(action.to(self.linear_1.weight.dtype))
         if self.timed:
             x = torch.cat((code[:, None].to(x.dtype).expand(-1, x.shape[1], -1), x), dim=-1)
         return self.linear_3(F.silu(self.linear_2(x)))

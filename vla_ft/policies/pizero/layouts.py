@@ -115,6 +115,11 @@ def published_names(name: str, tied: bool) -> Iterator[str]:
     raise ValueError(f"{name} has no published name")
 
 
+def is_open_pi_zero(names: Iterable[str]) -> bool:
+    """Whether these are the tensor names of an open-pi-zero checkpoint."""
+    return any(plain(name).startswith("joint_model.mixtures.") for name in names)
+
+
 def detect_layout(names: Iterable[str], source: str) -> str:
     """Which layout a file's tensor names show. Raises UserError for weights that no form of this model takes."""
     names = {plain(name) for name in names}
@@ -125,7 +130,7 @@ def detect_layout(names: Iterable[str], source: str) -> str:
             f"{source} holds adapters (lora_A, lora_B). open-pi-zero merges them in evaluation and takes them out in "
             "training, and the file does not say which it was: merge them with its own code and save the result."
         )
-    if any(name.startswith("joint_model.mixtures.") for name in names):
+    if is_open_pi_zero(names):
         return "open-pi-zero"
     if any(name.startswith(("vlm.stack.", "experts.action.")) for name in names):
         return "vla_ft"

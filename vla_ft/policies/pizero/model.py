@@ -106,13 +106,13 @@ class PiZero(Model):
         return self.action_decoder(hidden)
 
     def _proprio_tokens(self, batch: Batch) -> Tensor:
-        return self.proprio_encoder(batch["proprio"])[:, None]
+        return self.proprio_encoder(batch["proprio"].to(self.proprio_encoder.weight.dtype))[:, None]
 
     def _visible(self, text: Tensor) -> Tensor:
         return visibility(self.valid(text), PROPRIO_TOKENS, self.config.horizon)
 
     def _condition(self, code: Tensor) -> Tensor | None:
-        return code if self.config.adaptive else None
+        return code.to(self.action_decoder.weight.dtype) if self.config.adaptive else None
 
     # --- the contract ----------------------------------------------------------------------------------------------
 
@@ -145,13 +145,14 @@ class PiZero(Model):
         return self.sample_from(batch, torch.randn(shape, device=batch["text"].device))
 
     def sample_from(self, batch: Batch, noise: Tensor) -> Tensor:
-        """``sample`` from given noise. Picture, prompt and proprioception are run once.
+        """``sample`` from given noise, in the type of the weights. Picture, prompt and proprioception are run once.
 
         Adaptive experts read proprioception at time 0 throughout, as published, though they trained with it at the
         actions' own time.
         """
+        noise = noise.to(self.action_decoder.weight.dtype)
         text, prefix = batch["text"], self.prefix(batch)
-        before = [prefix, self.sense(batch, prefix, noise.new_zeros(len(noise)))]
+        before = [prefix, self.sense(batch, prefix, torch.zeros(len(noise), device=noise.device))]
         actions = integrate(noise, lambda point, time: self.act(text, before, point, time), self.config.inference_steps)
         clip = self.config.action_clip
         return actions if clip is None else actions.clamp(-clip, clip)

@@ -8,13 +8,17 @@ int32 [B, W], ``timestep_pad_mask`` bool [B, W], ``task_completed`` bool [B, W, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from vla_ft.data.chunks import dimension_mask, task_completed
 from vla_ft.data.noise import INSTRUCTIONS, random_numbers, random_picture
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
 from vla_ft.errors import UserError
+from vla_ft.policies.pizero.tokenizer import as_text
 
 _MASKED = ("image_primary", "proprio", "timestep")
 _LATEST = 100
@@ -54,6 +58,54 @@ def random_octo_batch(
     }
 
 
+def generate_fake_batch(
+    batch_size: int = 8,
+    window: int = 1,
+    horizon: int = 4,
+    action_dim: int = 7,
+    proprio_dim: int = 8,
+    height: int = 224,
+    width: int = 224,
+) -> dict[str, Any]:
+    """``random_octo_batch`` under the guide's name and arguments: torch tensors, drawn by torch's default generator."""
+    random = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+    sizes = {"action_dim": action_dim, "proprio_dim": proprio_dim, "horizon": horizon, "window": window}
+    return _tensors(random_octo_batch(random, batch_size, image_size=(height, width), **sizes))
+
+
+def octo_batch_of(samples: Sequence[Sample], camera: str = "primary") -> dict[str, Any]:
+    """Our samples as such a batch, for code that reads open-pi-zero's, with its masks of what lies past an episode.
+
+    Instructions and names are bytes, as its loader gives them. The inverse of ``samples_of`` but for its masks, which
+    trail the end by one step (``task_completed``). Raises UserError for a window of several steps.
+    """
+    seen = [sample["observation"] for sample in samples]
+    if any(len(one["timestep"]) != 1 for one in seen):
+        raise UserError("The samples have several observation steps, this batch is for one (window_size: 1).")
+    real = np.stack([sample["action_pad_mask"] for sample in samples])[:, None]
+    action = np.stack([sample["action"] for sample in samples])[:, None]
+    inside = np.stack([one["pad_mask"] for one in seen])
+    return {
+        "observation": {
+            "image_primary": np.stack([one[IMAGE_PREFIX + camera] for one in seen]),
+            "proprio": np.stack([one["proprio"] for one in seen]),
+            "timestep": np.stack([one["timestep"] for one in seen]),
+            "pad_mask_dict": {key: np.ones_like(inside) for key in _MASKED},
+            "timestep_pad_mask": inside,
+            "task_completed": task_completed(real),
+        },
+        "task": {
+            "language_instruction": [sample["task"]["language_instruction"].encode() for sample in samples],
+            "pad_mask_dict": {
+                "language_instruction": np.array([bool(sample["task"]["language_instruction"]) for sample in samples])
+            },
+        },
+        "action": action,
+        "action_pad_mask": dimension_mask(real, action.shape[-1]),
+        "dataset_name": [sample["dataset_name"].encode() for sample in samples],
+    }
+
+
 def samples_of(batch: dict[str, Any], camera: str = "primary") -> list[Sample]:
     """The samples of such a batch, as our own loader gives them. Raises UserError for windows of several steps.
 
@@ -71,12 +123,14 @@ def samples_of(batch: dict[str, Any], camera: str = "primary") -> list[Sample]:
                 observation=arrays | {"pad_mask": np.asarray(observation["timestep_pad_mask"])[row]},
                 action=action[row, 0],
                 action_pad_mask=np.asarray(batch["action_pad_mask"])[row, 0].any(axis=-1),
-                task={"language_instruction": _text(instruction)},
-                dataset_name=_text(batch["dataset_name"][row]),
+                task={"language_instruction": as_text(instruction)},
+                dataset_name=as_text(batch["dataset_name"][row]),
             )
         )
     return samples
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+def _tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tensors(one) for key, one in value.items()}
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

@@ -97,6 +97,8 @@ class _Maker:
         self.kind, self.mask = kind, mask
 
     def __call__(self, statistics: FeatureStatistics) -> Normalizer:
+        if self.kind == "none":
+            return Bounds.of(statistics, mask=np.zeros(len(statistics.names), dtype=bool))
         if self.kind == "bounds":
             return Bounds.of(statistics, mask=self.mask)
         return MeanStd.of(statistics, epsilon=_EPSILON, mask=self.mask)

@@ -122,6 +122,7 @@ def _model(document: Document) -> dict[str, Any]:
         "inference_steps": document["num_inference_steps"],
         "action_clip": document["final_action_clip_value"],
         "tokenizer": _tokenizer(document),
+        **_as_it_is(document),
     }
 
 
@@ -143,6 +144,12 @@ def _widths(document: Document) -> dict[str, int]:
         "vocab_size": document["vocab_size"],
         "image_token": document["image_token_index"],
     }
+
+
+def _as_it_is(document: Document) -> dict[str, Any]:
+    """Random numbers reach the model as they are drawn. A checkpoint was trained with its file's constants."""
+    random = {"normalization": "none"} if document["data.train.dataset_mix"] == RANDOM else {}
+    return random | ({"constants_confirmed": True} if document["resume_checkpoint_path"] else {})
 
 
 def _constants(document: Document) -> dict[str, float]:
