@@ -55,8 +55,8 @@ class Predictor:
         """Read a checkpoint folder, or the latest one of a run folder; averaged weights are used when there are any.
         A published policy folder (LeRobot's ``act``, of either generation) is read as it is.
 
-        ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``). Raises UserError when
-        the checkpoint is damaged or incomplete, and where a mixture's dataset is not named.
+        ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``), at that one's rate.
+        Raises UserError when the checkpoint is damaged or incomplete, and where a mixture's dataset is not named.
         """
         if (published := open_published(checkpoint)) is not None:
             return cls._of(published, device, precision)
@@ -64,6 +64,7 @@ class Predictor:
         verify(path)
         config, description = read_facts(path)
         statistics = DatasetStatistics.load(path / STATISTICS).of(dataset)
+        description = description.of(dataset)
         policy = load_policy(config.policy)
         model = build_plain(config, description)
         load_trained(model, path, config)
