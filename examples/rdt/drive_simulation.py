@@ -16,7 +16,6 @@ import numpy as np
 
 from vla_ft.config import from_arguments
 from vla_ft.deployment.bimanual_loop import LoopConfig, drive
-from vla_ft.deployment.predictor import Predictor
 from vla_ft.deployment.rdt_step import RoboticDiffusionTransformerModel
 from vla_ft.errors import UserError
 
@@ -29,6 +28,10 @@ class DriveConfig:
 
     run: str
     instruction: str
+    dataset: str | None = None
+    """Whose robot it is, of a run on several datasets."""
+    embeddings: str | None = None
+    """This machine's folder of embeddings; null takes the run's."""
     ticks: int = 400
     execute: int | None = None
     seed: int = 0
@@ -45,9 +48,11 @@ def main(words: list[str]) -> int:
     from vla_ft.simulation.environment import CubeTransfer
     from vla_ft.simulation.expert import CUBE_HALF, CUBE_RANGE
 
-    policy = RoboticDiffusionTransformerModel.of_run(Path(config.run), device=config.device)
-    cameras = vars(policy.model.config.cameras)
-    sizes = Predictor.load(Path(config.run)).description.cameras
+    policy = RoboticDiffusionTransformerModel.of_run(
+        Path(config.run), dataset=config.dataset, device=config.device, embeddings=config.embeddings
+    )
+    assert policy.description is not None  # of_run gives it
+    cameras, sizes = vars(policy.model.config.cameras), policy.description.cameras
     place = np.random.default_rng(config.seed).uniform(*np.array(CUBE_RANGE).T)
     with CubeTransfer(fps=policy.control_frequency) as scene:
         scene.reset(np.array([*place, CUBE_HALF]))
