@@ -122,6 +122,9 @@ class Rising:
         self.images.append(images)
         return torch.stack([torch.from_numpy(proprio) + 0.025 * (i + 1) for i in range(4)])[None]
 
+    def command_of(self, proprio: np.ndarray) -> np.ndarray:
+        return np.asarray(proprio, dtype=np.float32)
+
 
 def test_chunks_are_played_in_small_steps_and_planned_anew() -> None:
     robot, policy = Line(), Rising()
@@ -134,6 +137,21 @@ def test_chunks_are_played_in_small_steps_and_planned_anew() -> None:
     past, now = policy.images[1][0], policy.images[1][3]
     assert past is not None and now is not None
     assert (past[0, 0, 0], now[0, 0, 0]) == (9, 12)  # one action before, and now
+
+
+def test_an_open_gripper_is_not_closed_by_the_first_command(policy: RoboticDiffusionTransformerModel) -> None:
+    """Agilex' grippers are measured to 4.79 and commanded to 11.9 and 13.9: open is open in both."""
+    target = torch.zeros(1, 4, 128)
+    target[..., [60, 10]] = torch.tensor([0.9, 1.0])
+    policy.model.sample_from = lambda given, images, noise: target  # type: ignore[method-assign,assignment]
+    robot = Line()
+    robot.qpos[[6, 13]] = 4.7908, 4.7888
+    drive(policy, robot, "go", LoopConfig(ticks=4, jpeg=None))
+    sent = np.stack(robot.commands)[:, [6, 13]]
+    steps = np.diff([[11.8997, 13.9231], *sent.tolist()], axis=0)
+    assert np.abs(steps).max() <= 0.2 + 1e-5
+    np.testing.assert_allclose(sent[:, 1], 13.9231, rtol=1e-6)
+    assert sent[0, 0] < 11.8997 and (np.diff(sent[:, 0]) < 0).all()
 
 
 def test_a_loop_ends_when_it_is_told_to() -> None:
