@@ -108,7 +108,7 @@ def test_the_average_goes_out_in_the_published_form(
 
 def test_an_instruction_without_embedding_stops_before_the_first_step(tmp_path: Path) -> None:
     words = ["model.language.encoder=t5-v1_1-xxl", f"model.language.embeddings={tmp_path / 'none'}"]
-    with pytest.raises(UserError, match="No embeddings by t5-v1_1-xxl"):
+    with pytest.raises(UserError, match="No embedding by t5-v1_1-xxl of the instruction 'move to the disc'"):
         run(tmp_path / "run", *words)
     store = tmp_path / "none" / "t5-v1_1-xxl@1"
     store.mkdir(parents=True)
