@@ -72,7 +72,6 @@ def main(words: list[str]) -> int:
             "hz": rate,
             "commands": sent,
             "best_reward": max(robot.rewards, default=0),
-            "rewards": robot.rewards,
             "cube": place.round(3).tolist(),
             "joints_at_the_end": scene.qpos().round(4).tolist(),
         }
