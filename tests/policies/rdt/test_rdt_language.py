@@ -153,6 +153,16 @@ def test_without_any_store_the_instruction_is_named(tmp_path: Path) -> None:
         table.lacking(["a", "b", "c", "d", ""])
 
 
+def test_an_instruction_that_is_too_long_is_told_before_training(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path, "t5", "1")
+    store.put("go", torch.ones(2, 4))
+    store.put("go on and on", torch.ones(5, 4))
+    table = InstructionTable(LanguageConfig(embeddings=str(tmp_path), encoder="t5", width=4, max_tokens=4))
+    table.lacking(["go"])
+    with pytest.raises(UserError, match="embedding of 'go on and on' has 5 tokens of 4 numbers; the model takes 4"):
+        table.lacking(["go", "go on and on"])
+
+
 def test_a_store_is_readable_by_everyone_whom_the_umask_lets(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -160,11 +160,13 @@ class InstructionTable:
         return self._get(text)
 
     def lacking(self, texts: list[str]) -> None:
-        """Raises UserError naming those of ``texts`` that have no embedding."""
+        """Raises UserError naming those of ``texts`` without an embedding, or one that the model cannot take."""
         source = self._opened(texts)
         missing = [text for text in texts if not source.has(text)]
         if missing and isinstance(source, EmbeddingStore):
             raise source.missing(missing)
+        for text in texts:  # now, not in the step that draws it
+            self._read(text)
 
     def _read(self, text: str) -> Tensor:
         config = self.config
