@@ -17,6 +17,7 @@ PUBLISHED = (
     "--sample_period=500", "--checkpoints_total_limit=40", "--lr_scheduler=constant", "--learning_rate=1e-4",
     "--mixed_precision=bf16", "--dataloader_num_workers=8", "--dataset_type=finetune", "--state_noise_snr=40",
     "--load_from_hdf5", "--report_to=wandb", "--precomp_lang_embed", "--gradient_accumulation_steps=2",
+    "--image_aug",
 )  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def test_the_published_flags_become_a_configuration() -> None:
     assert (config.batch.per_device, config.batch.accumulation, config.checkpoint.keep_last) == (32, 2, 40)
     assert config.init.path == "robotics-diffusion-transformer/rdt-1b" and config.data.path == "datasets/mine"
     assert (config.logging.wandb, config.logging.project) == ("online", "mine")
-    assert config.model.conditions.state_noise_snr == 40.0
+    assert config.model.conditions.state_noise_snr == 40.0 and config.data.augmentation == "rdt"
 
 
 def test_no_weights_and_a_small_card() -> None:

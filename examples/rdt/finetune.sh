@@ -40,6 +40,7 @@ for word in "$@"; do
         --resume_from_checkpoint=*) words+=("resume=$value") ;;
         --report_to=wandb) words+=("logging.wandb=online") ;;
         --deepspeed=*) words+=("engine=zero2") ;;
+        --image_aug) words+=("data.augmentation=rdt") ;;
         --seed=*) words+=("seed=$value") ;;
         --precomp_lang_embed | --load_from_hdf5 | --dataset_type=finetune | --report_to=tensorboard) ;;
         --*)

@@ -24,8 +24,8 @@ from vla_ft.data.sample import Sample
 from vla_ft.errors import UserError
 
 COGACT, PIZERO = RECIPES["cogact"], RECIPES["pizero"]
-assert COGACT is not None
-assert PIZERO is not None
+assert isinstance(COGACT, AugmentationConfig)
+assert isinstance(PIZERO, AugmentationConfig)
 NOTHING = Draw(box=(0.0, 0.0, 1.0, 1.0), brightness=0.0, contrast=1.0, saturation=1.0, hue=0.0)
 
 
@@ -69,6 +69,15 @@ def test_the_draw_is_a_function_of_seed_and_position() -> None:
     assert len({draw.brightness for draw in first}) == 50
     assert Augmentation(COGACT, 8).draw(0) != first[0]
     assert Augmentation(COGACT, 7).draw(2**40) != first[0]
+
+
+def test_draws_of_neighbours_share_no_number() -> None:
+    """A counter that the position itself counts would give the next position half of this one's numbers."""
+    config = AugmentationConfig(brightness=1.0, hue=0.5, contrast=(0.5, 1.5), saturation=(0.5, 1.5), crop_area=(0.5, 1.0))
+    draws = [Augmentation(config, 0).draw(position) for position in range(1000)]
+    later = np.array([draw.brightness for draw in draws])[:-1]
+    area = np.array([(draw.box[2] - draw.box[0]) * (draw.box[3] - draw.box[1]) for draw in draws])[1:]
+    assert abs(np.corrcoef(later, area)[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize("config", [COGACT, PIZERO])
@@ -115,7 +124,7 @@ def test_colours_against_the_standard_librarys(seed: int, factor: float, turn: f
 def test_recipes_by_name_and_refusals() -> None:
     assert find_augmentation("none", 0) is None
     made = find_augmentation("pizero", 3)
-    assert made is not None
+    assert isinstance(made, Augmentation)
     assert (made.config, made.seed) == (PIZERO, 3)
     with pytest.raises(UserError, match=r"crop_area is \(0\.9, 1\.2\)"):
         AugmentationConfig(crop_area=(0.9, 1.2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,10 +53,18 @@ def test_grippers_are_scaled_on_the_way_in_and_out(policy: RoboticDiffusionTrans
 @pytest.mark.parametrize(
     ("proprio", "images", "text", "told"),
     [
-        (np.zeros((2, 14)), [None] * 6, "go", r"expected \[1, 14\]"),
+        (np.zeros((2, 14)), [None] * 6, "go", r"shape \(2, 14\), expected \[1, 14\]"),
+        (np.zeros(13), [None] * 6, "go", r"shape \(13,\), expected \[1, 14\]: left_arm_joint_0_pos"),
+        (["open"] * 14, [None] * 6, "go", r"proprio is no array of numbers .*Expected \[1, 14\] floats"),
+        (np.full(14, np.nan), [None] * 6, "go", "proprio has left_arm_joint_0_pos nan, .*expected finite numbers"),
         (np.zeros(14), [None] * 3, "go", "3 images, expected 6"),
         (np.zeros(14), [None] * 5 + [np.zeros((4, 4), np.uint8)], "go", "expected RGB"),
-        (np.zeros(14), [None] * 6, torch.zeros(1, 3, 5), r"expected \[1, tokens, 12\]"),
+        (np.zeros(14), [None] * 5 + [np.zeros((4, 4, 3), np.float32)], "go", "A picture is float32, expected uint8"),
+        (np.zeros(14), [None] * 6, torch.zeros(1, 3, 5), r"expected floats \[1, tokens, 12\]"),
+        (np.zeros(14), [None] * 6, torch.zeros(1, 3, 12, dtype=torch.int64), "text_embeds is torch.int64"),
+        (np.zeros(14), [None] * 6, torch.zeros(1, 20, 12), "20 tokens, the model has positions for 1 to 16"),
+        (np.zeros(14), [None] * 6, torch.zeros(1, 0, 12), "0 tokens"),
+        (np.zeros(14), [None] * 6, torch.full((2, 12), torch.inf), "NaN or infinity"),
     ],
 )
 def test_wrong_inputs_are_told(
@@ -63,6 +72,24 @@ def test_wrong_inputs_are_told(
 ) -> None:
     with pytest.raises(UserError, match=told):
         policy.step(proprio, images, text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "proprio",
+    [
+        torch.ones(1, 14, dtype=torch.bfloat16),
+        torch.ones(14, dtype=torch.float64, requires_grad=True),
+        [1.0] * 14,
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
+    ids=["bfloat16", "with a gradient", "list", "on a card"],
+)
+def test_joints_come_in_any_type_and_from_any_device(policy: RoboticDiffusionTransformerModel, proprio: Any) -> None:
+    given = torch.ones(1, 14).cuda() if isinstance(proprio, str) else proprio
+    torch.manual_seed(3)
+    expected = policy.step(np.ones(14), [None] * 6, "go")
+    torch.manual_seed(3)
+    assert torch.equal(policy.step(given, [None] * 6, "go"), expected)
 
 
 def test_other_robots_are_refused() -> None:
@@ -95,6 +122,9 @@ class Rising:
         self.images.append(images)
         return torch.stack([torch.from_numpy(proprio) + 0.025 * (i + 1) for i in range(4)])[None]
 
+    def command_of(self, proprio: np.ndarray) -> np.ndarray:
+        return np.asarray(proprio, dtype=np.float32)
+
 
 def test_chunks_are_played_in_small_steps_and_planned_anew() -> None:
     robot, policy = Line(), Rising()
@@ -107,6 +137,21 @@ def test_chunks_are_played_in_small_steps_and_planned_anew() -> None:
     past, now = policy.images[1][0], policy.images[1][3]
     assert past is not None and now is not None
     assert (past[0, 0, 0], now[0, 0, 0]) == (9, 12)  # one action before, and now
+
+
+def test_an_open_gripper_is_not_closed_by_the_first_command(policy: RoboticDiffusionTransformerModel) -> None:
+    """Agilex' grippers are measured to 4.79 and commanded to 11.9 and 13.9: open is open in both."""
+    target = torch.zeros(1, 4, 128)
+    target[..., [60, 10]] = torch.tensor([0.9, 1.0])
+    policy.model.sample_from = lambda given, images, noise: target  # type: ignore[method-assign,assignment]
+    robot = Line()
+    robot.qpos[[6, 13]] = 4.7908, 4.7888
+    drive(policy, robot, "go", LoopConfig(ticks=4, jpeg=None))
+    sent = np.stack(robot.commands)[:, [6, 13]]
+    steps = np.diff([[11.8997, 13.9231], *sent.tolist()], axis=0)
+    assert np.abs(steps).max() <= 0.2 + 1e-5
+    np.testing.assert_allclose(sent[:, 1], 13.9231, rtol=1e-6)
+    assert sent[0, 0] < 11.8997 and (np.diff(sent[:, 0]) < 0).all()
 
 
 def test_a_loop_ends_when_it_is_told_to() -> None:

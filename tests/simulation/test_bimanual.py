@@ -39,6 +39,9 @@ class Up:
         chunk[:, 0] += 0.1 * torch.arange(1, 4)
         return chunk[None].float()
 
+    def command_of(self, proprio: np.ndarray) -> np.ndarray:
+        return proprio
+
 
 def test_a_policy_drives_the_scene_until_it_succeeds() -> None:
     scene = Scene()

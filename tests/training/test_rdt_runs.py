@@ -34,6 +34,13 @@ def run(output: Path, *words: str) -> dict[str, np.ndarray]:
     return {f"{part} {k}": v for part in ("model", "ema") for k, v in load_file(folder / f"{part}.safetensors").items()}
 
 
+def run_weights(output: Path, *words: str) -> dict[str, np.ndarray]:
+    """Train, and the weights that came out."""
+    train(load_run_config([*TINY, f"output={output}", *words]))
+    folder = sorted((output / "checkpoints").glob("step_*"))[-1]
+    return load_file(folder / "model.safetensors")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
     output = tmp_path_factory.mktemp("rdt") / "whole"
@@ -48,6 +55,14 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
 def test_a_continued_run_is_the_same_run(whole: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
     run(tmp_path, "steps=2")
     assert_same(run(tmp_path), whole[1])
+
+
+def test_a_continued_run_with_augmented_pictures_is_the_same_run(tmp_path: Path) -> None:
+    words = ["data.augmentation=rdt", "ema=null", "validation.every=1000"]
+    once = run_weights(tmp_path / "once", *words)
+    run_weights(tmp_path / "twice", *words, "steps=2")
+    assert_same(run_weights(tmp_path / "twice", *words), once)
+    assert any(not np.array_equal(v, once[k]) for k, v in run_weights(tmp_path / "plain", *words[1:]).items())
 
 
 def test_cached_tokens_train_the_same_weights(whole: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
@@ -93,7 +108,7 @@ def test_the_average_goes_out_in_the_published_form(
 
 def test_an_instruction_without_embedding_stops_before_the_first_step(tmp_path: Path) -> None:
     words = ["model.language.encoder=t5-v1_1-xxl", f"model.language.embeddings={tmp_path / 'none'}"]
-    with pytest.raises(UserError, match="No embeddings by t5-v1_1-xxl"):
+    with pytest.raises(UserError, match="No embedding by t5-v1_1-xxl of the instruction 'move to the disc'"):
         run(tmp_path / "run", *words)
     store = tmp_path / "none" / "t5-v1_1-xxl@1"
     store.mkdir(parents=True)
@@ -109,6 +124,7 @@ def test_recipes_are_whole(name: str) -> None:
     if name != "rdt-mock":
         assert config.batch.per_device * config.batch.accumulation == 32
         assert (config.model.hidden_size == 2048) == ("1b" in name)
+        assert config.data.augmentation == "rdt"
 
 
 def test_statistics_command_writes_the_published_file(

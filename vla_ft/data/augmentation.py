@@ -1,6 +1,6 @@
 """Image augmentation with TensorFlow's operators and the published recipes, on the CPU in NumPy.
 
-The operators are ``tf.image``'s (crop_and_resize, adjust_brightness, _contrast, _saturation, _hue): RGB in [0, 1],
+RDT's recipe is another kind of thing and has its own module (``picture_augmentation``). The operators here are ``tf.image``'s (crop_and_resize, adjust_brightness, _contrast, _saturation, _hue): RGB in [0, 1],
 clipped after each, rounded to uint8 at the end. What is drawn is a function of (seed, position in the run) alone, so no
 worker, rank or restart changes it, and all frames and cameras of a sample share one draw.
 """
@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from vla_ft.data.picture_augmentation import PictureAugmentation, PictureAugmentationConfig
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
 from vla_ft.errors import UserError
 
@@ -48,7 +49,8 @@ class AugmentationConfig:
                 )
 
 
-RECIPES: dict[str, AugmentationConfig | None] = {
+Settings = AugmentationConfig | PictureAugmentationConfig
+RECIPES: dict[str, Settings | None] = {
     "none": None,
     "cogact": AugmentationConfig(
         crop_area=(0.9, 0.9), brightness=0.2, contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=0.05
@@ -61,10 +63,11 @@ RECIPES: dict[str, AugmentationConfig | None] = {
         saturation=(0.9, 1.1),
         hue=0.05,
     ),
+    "rdt": PictureAugmentationConfig(),
 }
-"""Recipe name -> what OpenVLA and CogACT, and open-pi-zero, train with."""
+"""Recipe name -> what OpenVLA and CogACT, open-pi-zero, and RDT train with."""
 
-RecipeName = Literal["none", "cogact", "pizero"]
+RecipeName = Literal["none", "cogact", "pizero", "rdt"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,9 @@ class Augmentation:
     def draw(self, position: int) -> Draw:
         """The parameters of the sample at a global position of the run."""
         config = self.config
-        u = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, _TAG], counter=[position, 0, 0, 0])).random(8)
+        # The position is not in the counter's first word, which is the one that goes on with every draw.
+        source = np.random.Philox(key=[self.seed % 2**64, _TAG], counter=[0, position, 0, 0])
+        u = np.random.Generator(source).random(8)
         area = _between(config.crop_area, u[0])
         ratio = np.exp(_between((np.log(config.crop_ratio[0]), np.log(config.crop_ratio[1])), u[1]))
         height, width = min(1.0, np.sqrt(area / ratio)), min(1.0, np.sqrt(area * ratio))
@@ -110,9 +115,13 @@ class Augmentation:
         )
 
 
-def find_augmentation(choice: RecipeName | AugmentationConfig, seed: int) -> Augmentation | None:
+def find_augmentation(
+    choice: RecipeName | AugmentationConfig, seed: int
+) -> Augmentation | PictureAugmentation | None:
     """What ``data.augmentation`` asks for; None for none."""
     config = RECIPES[choice] if isinstance(choice, str) else choice
+    if isinstance(config, PictureAugmentationConfig):
+        return PictureAugmentation(config, seed)
     return None if config is None else Augmentation(config, seed)
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vla_ft.data.augmentation import Augmentation
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.order import BatchPlan, ShuffledOrder, hash_seed
 from vla_ft.data.sample import IMAGE_PREFIX, Sample
@@ -37,6 +36,13 @@ class Collator(Protocol):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Normalise and stack samples; runs in the workers."""
+
+
+class Augment(Protocol):
+    """What changes the pictures of training samples (``data.augmentation``); a function of the position alone."""
+
+    def __call__(self, sample: Sample, position: int) -> Sample:
+        """The sample at a global position with other images."""
 
 
 class FeatureSource(Protocol):
@@ -118,7 +124,7 @@ class TrainingStream(WindowDataset):
         places: TrainingPlaces,
         window: WindowSpec,
         keys: Sequence[str],
-        augmentation: Augmentation | None = None,
+        augmentation: Augment | None = None,
         features: FeatureSource | None = None,
         wordings: int | None = None,
     ) -> None:
@@ -205,7 +211,7 @@ def build_loader(
     *,
     seed: int,
     places: TrainingPlaces | None = None,
-    augmentation: Augmentation | None = None,
+    augmentation: Augment | None = None,
     start: int = 0,
     steps: int | None = None,
     workers: int = 0,

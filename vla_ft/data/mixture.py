@@ -29,8 +29,8 @@ class MixtureReader(EpisodeReader):
     """The episodes of all parts, numbered through in their order. Samples carry the name of their part.
 
     ``description`` is what the parts have in common: one action space, the cameras that all of them have, their
-    proprioception where it is alike (else none), their rate where it is one (else 0). Raises UserError for parts
-    that cannot share a batch.
+    proprioception where it is alike (else none), their rate where it is one (else 0); and the rate of each. Raises
+    UserError for parts that cannot share a batch.
     """
 
     def __init__(self, parts: Mapping[str, EpisodeReader], weights: Mapping[str, float], name: str = "mixture") -> None:
@@ -242,6 +242,7 @@ def _common(name: str, parts: Sequence[DatasetDescription]) -> DatasetDescriptio
         proprio_names=first.proprio_names if same_proprio and units is not None else (),
         proprio_units=units if same_proprio and units is not None else (),
         fps=first.fps if all(p.fps == first.fps for p in parts) else 0.0,
+        rates={part.name: part.fps for part in parts},
     )
 
 

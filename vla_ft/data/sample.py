@@ -62,6 +62,8 @@ class DatasetDescription:
     and relative actions hold them past an episode's end."""
     environment_names: tuple[str, ...] = ()
     """Dimensions of ``env_state``, where objects are (LeRobot's ``observation.environment_state``)."""
+    rates: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of a mixture: ``fps`` of each dataset by name, 0 where it is not known. Empty for a single dataset."""
 
     def __post_init__(self) -> None:
         for part in ("action", "proprio"):
@@ -84,9 +86,17 @@ class DatasetDescription:
         """Number of proprioceptive dimensions P."""
         return len(self.proprio_names)
 
+    def of(self, dataset: str | None) -> DatasetDescription:
+        """The same at the rate of one dataset of a mixture; itself for a name that ``rates`` does not have."""
+        known = dataset is not None and dataset in self.rates
+        return dataclasses.replace(self, fps=self.rates[dataset]) if known else self  # type: ignore[index]
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, for checkpoints."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if not self.rates:  # files that recorders began before go on unchanged
+            del values["rates"]
+        return values
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DatasetDescription:

@@ -65,6 +65,9 @@ class ChunkPolicy(Protocol):
     ) -> torch.Tensor:
         """Commands [1, H, 14]."""
 
+    def command_of(self, proprio: np.ndarray) -> np.ndarray:
+        """The command float32 [14] that stands for measured joints [14]: where the first motion starts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -77,7 +80,7 @@ class LoopConfig:
     joint_step: float = 0.01
     """Most that a joint moves in one command, rad."""
     gripper_step: float = 0.2
-    """Most that a gripper moves in one command, in its own units."""
+    """Most that a gripper moves in one command, in the units of commands."""
     interpolate: bool = True
     """Whether larger moves are cut into commands of that size; False sends actions as they are."""
     jpeg: int | None = 95
@@ -91,7 +94,10 @@ def drive(
     config: LoopConfig | None = None,
     done: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Run until ``config.ticks`` commands were sent or ``done()``; returns how many. Raises UserError."""
+    """Run until ``config.ticks`` commands were sent or ``done()``; returns how many. Raises UserError.
+
+    The first motion starts at the command that stands for where the robot is, every other at the last command.
+    """
     config = config or LoopConfig()
     past: tuple[np.ndarray | None, ...] = (None, None, None)
     sent, last = 0, None
@@ -99,7 +105,7 @@ def drive(
         seen = robot.observe()
         now = tuple(_through_jpeg(picture, config.jpeg) for picture in seen.pictures)
         chunk = policy.step(seen.qpos, [*past, *now], instruction)[0].numpy()
-        last = np.asarray(seen.qpos, dtype=np.float32) if last is None else last
+        last = policy.command_of(seen.qpos) if last is None else last
         actions = chunk[: config.execute]
         for number, action in enumerate(actions, 1):
             if number == len(actions):

@@ -70,9 +70,9 @@ class Predictor:
         ``step*.pt``, which needs ``statistics`` (the JSON file of its training data), takes what its ``camera`` is
         called and ``settings`` of ``model`` that it does not say.
 
-        ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``). ``compiled``: by
-        ``torch.compile``, block by block; the first predictions are slow. Raises UserError when the checkpoint is
-        damaged or incomplete, where a mixture's dataset is not named, and where nothing can be compiled.
+        ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``), at that one's rate.
+        ``compiled``: by ``torch.compile``, block by block; the first predictions are slow. Raises UserError when the
+        checkpoint is damaged or incomplete, where a mixture's dataset is not named, and where nothing can be compiled.
         """
         if held == "bf16" and precision == "fp32":
             raise UserError("Weights in bfloat16 compute in bfloat16: leave out precision=fp32, or hold them in fp32.")
@@ -107,6 +107,7 @@ class Predictor:
         verify(path)
         config, description = read_facts(path)
         statistics = DatasetStatistics.load(path / STATISTICS).of(dataset)
+        description = description.of(dataset)
         policy = load_policy(config.policy)
         model = hold(build_plain(config, description), held)
         load_trained(model, path, config)

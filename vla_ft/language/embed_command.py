@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,15 @@ from vla_ft.errors import UserError
 from vla_ft.policies.rdt.embedding_files import read_embeddings
 from vla_ft.policies.rdt.language import STAND_IN, EmbeddingStore, default_root
 from vla_ft.policies.rdt.t5_encoder import Offload, StreamedT5
+from vla_ft.policies.tensor_files import TORCH_SUFFIXES
 from vla_ft.weights.catalogue import load_catalogue
 from vla_ft.weights.datasets import local_dataset
 from vla_ft.weights.places import read_record, resolve
 
 _TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 UNKNOWN_REVISION = "local"
-"""Of an encoder in a folder of one's own."""
+"""Of an encoder that is not here: its embeddings are imported."""
+_SAMPLED = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +46,14 @@ class EmbedConfig:
     encoder: str = "t5-v1_1-xxl"
     """Fetched weights by name, or a folder."""
     revision: str | None = None
-    """By which embeddings are kept apart; null takes the fetched weights' own."""
+    """By which embeddings are kept apart; null takes the fetched weights' own, or what a folder holds."""
     output: str | None = None
     """Folder of embeddings (``model.language.embeddings``); null takes the one in the user's cache."""
     offload: Offload = "disk"
     """Where blocks wait that do not compute: the weights file, host memory (``cpu``), or nowhere (``none``)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["bf16", "fp32"] = "bf16"
+    """What is computed and kept; ``fp32`` is a revision of its own, ``...-fp32``."""
     batch: Annotated[int, Field(gt=0)] = 64
 
     def __post_init__(self) -> None:
@@ -90,15 +94,49 @@ def instructions_of(reader: EpisodeReader) -> set[str]:
 
 
 def identity(config: EmbedConfig) -> tuple[str, str]:
-    """(encoder, revision) under which embeddings are kept: a catalogue's name stays what it is."""
+    """(encoder, revision) under which embeddings are kept: two encoders never share one.
+
+    The catalogue's and the hub's weights have a revision; a folder of one's own has its ``fingerprint``. float32 is
+    another revision than bfloat16, whose numbers are others.
+    """
     path = Path(config.encoder).expanduser()
-    if config.revision is not None:
-        return (path.name if path.is_dir() else config.encoder), config.revision
-    if path.is_dir():
-        record = read_record(path)
-        return (record.name, record.revision or UNKNOWN_REVISION) if record else (path.name, UNKNOWN_REVISION)
-    entry = load_catalogue().get(config.encoder)
-    return config.encoder, (entry.revision if entry is not None and entry.revision else UNKNOWN_REVISION)
+    name, revision = _of_folder(path) if path.is_dir() else (config.encoder, _of_name(config.encoder))
+    return name, (config.revision or revision) + ("-fp32" if config.dtype == "fp32" else "")
+
+
+def _of_folder(folder: Path) -> tuple[str, str]:
+    record = read_record(folder)
+    if record is not None:
+        return record.name, record.revision or fingerprint(folder)
+    return folder.resolve().name, fingerprint(folder)
+
+
+def _of_name(name: str) -> str:
+    entry = load_catalogue().get(name)
+    if entry is not None and entry.revision:
+        return entry.revision
+    try:
+        place = resolve(name)
+    except UserError:  # importing needs no weights; computing says what is not here
+        return UNKNOWN_REVISION
+    return _of_folder(place)[1] if place.is_dir() else UNKNOWN_REVISION
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells an encoder's folder from another: a hash of config.json and of each weights file's name, size,
+    beginning, middle and end. Nothing of 44 GB is read whole."""
+    digest = hashlib.sha256()
+    weights = (path for path in folder.iterdir() if path.suffix in (".safetensors", *TORCH_SUFFIXES))
+    for path in (folder / "config.json", *sorted(weights)):
+        if not path.is_file():
+            continue  # whoever opens the encoder says so
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for start in (0, size // 2, max(0, size - _SAMPLED)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLED))
+    return f"local-{digest.hexdigest()[:12]}"
 
 
 def _compute(

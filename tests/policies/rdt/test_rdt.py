@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
 from vla_ft.policies import rdt
 from vla_ft.policies.frozen_parts import compute_rows, leave_out
-from vla_ft.policies.rdt.conditions import hidden, of_batch
+from vla_ft.policies.rdt.conditions import hidden, of_batch, rows_of
 from vla_ft.policies.rdt.config import CameraSlots, ConditionConfig, VectorConfig
+from vla_ft.policies.rdt.model import Rdt
 from vla_ft.policies.rdt.vector import VectorMap
 from vla_ft.training.blocks import recompute_activations
 
@@ -60,6 +62,36 @@ def test_sampling_never_reads_targets(tmp_path: Path) -> None:
         torch.manual_seed(0)
         chunks.append(model.sample(given))
     assert torch.equal(*chunks)
+
+
+def filled(**changes: Any) -> Rdt:
+    """A tiny model in which everything counts: fresh ones end in a layer of zeros."""
+    model = tiny_model(**changes).eval()
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@torch.no_grad()
+def test_keys_and_values_are_computed_once_a_chunk_and_change_nothing(tmp_path: Path) -> None:
+    batch, _ = mock_batch(tmp_path, tiny(), PLACES * 2)
+    model = filled()
+    given, tokens = of_batch(batch), model.image_tokens(batch, batch["image_valid"])
+    given.language_mask[:3, 2:] = False
+    noise = torch.randn(6, 4, 128)
+    calls: list[int] = []
+    for number, block in enumerate(model.model.blocks):
+        block.cross_attn.kv.register_forward_hook(lambda *_, number=number: calls.append(number))
+    kept = model.sample_from(given, tokens, noise)
+    assert calls == [0, 1] * 2, "once a block, for four chunks and for two"
+    calls.clear()
+    plain = model.sample_from(given, tokens, noise, keep=False)
+    assert calls == [0, 1] * 5 * 2
+    assert plain.abs().max() > 0.1
+    torch.testing.assert_close(kept, plain, rtol=0, atol=1e-6)
+    alone = [model.sample_from(rows_of(given, slice(i, i + 1)), tokens[i : i + 1], noise[i : i + 1]) for i in range(6)]
+    torch.testing.assert_close(kept, torch.cat(alone), rtol=0, atol=1e-5)
 
 
 def test_recomputation_changes_no_gradient(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from rdt_examples import tiny
+from safetensors.torch import save
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
 from vla_ft.data.formats.aloha_instructions import FILE
 from vla_ft.errors import UserError
-from vla_ft.language.embed_command import EmbedConfig, embed
+from vla_ft.language.embed_command import EmbedConfig, embed, fingerprint, identity
 from vla_ft.policies.rdt.config import LanguageConfig
 from vla_ft.policies.rdt.embedding_files import read_embeddings
 from vla_ft.policies.rdt.language import EmbeddingStore, InstructionTable, StandIn
@@ -105,13 +109,88 @@ def test_command_computes_once_and_training_finds_by_text(encoder: tuple[T5Encod
     table = InstructionTable(LanguageConfig(embeddings=str(tmp_path / "cache"), encoder="t5", width=16))
     torch.testing.assert_close(table.get("go"), model(**Words()(["go"])).last_hidden_state[0], rtol=0, atol=1e-5)
     table.lacking(["go", ""])
-    with pytest.raises(UserError, match=r"No embedding by t5 \(revision local\) of the instruction 'stop' in"):
+    told = r"No embedding by t5 \(revision local-[0-9a-f]{12}-fp32\) of the instruction 'stop' in"
+    with pytest.raises(UserError, match=told):
         table.get("stop")
     with pytest.raises(UserError, match=r"'stop'.*vla-ft embed-language"):
         pickle.loads(pickle.dumps(table)).lacking(["go", "stop"])
     narrow = InstructionTable(LanguageConfig(embeddings=str(tmp_path / "cache"), encoder="t5", width=8))
     with pytest.raises(UserError, match="2 tokens of 16 numbers; the model takes 1024 of 8"):
         narrow.get("go")
+
+
+def test_two_encoders_of_one_name_do_not_mix(encoder: tuple[T5EncoderModel, Path], tmp_path: Path) -> None:
+    _, folder = encoder
+    other = tmp_path / "elsewhere" / "t5"
+    shutil.copytree(folder, other)
+    state = torch.load(other / "pytorch_model.bin", weights_only=True)
+    torch.save({**state, "shared.weight": state["shared.weight"] + 1}, other / "pytorch_model.bin")
+    kept = {"output": str(tmp_path / "cache"), "device": "cpu", "text": "go"}
+
+    def build(path: Path, **options: Any) -> StreamedT5:
+        return StreamedT5(path, tokenizer=Words(), **options)
+
+    configs = [
+        EmbedConfig(encoder=str(folder), **kept),
+        EmbedConfig(encoder=str(other), **kept),
+        EmbedConfig(encoder=str(folder), dtype="fp32", **kept),
+    ]
+    assert [embed(config, lambda _: None, build) for config in configs] == [2, 2, 2]
+    names = [identity(config) for config in configs]
+    assert {name for name, _ in names} == {"t5"} and len(set(names)) == 3
+    found = [EmbeddingStore(tmp_path / "cache", *name).get("go").float() for name in names]
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert fingerprint(folder) == fingerprint(shutil.copytree(folder, tmp_path / "copied"))
+    with pytest.raises(UserError, match="several revisions of t5: local-"):
+        InstructionTable(LanguageConfig(embeddings=kept["output"], encoder="t5", width=16)).get("go")
+
+
+def test_without_any_store_the_instruction_is_named(tmp_path: Path) -> None:
+    table = InstructionTable(LanguageConfig(embeddings=str(tmp_path / "none"), encoder="t5"))
+    with pytest.raises(UserError, match=r"No embedding by t5 of the instruction 'stop' in .*none"):
+        table.get("stop")
+    with pytest.raises(UserError, match=r"of the instruction 'a'; 'b'; 'c' and 2 more in"):
+        table.lacking(["a", "b", "c", "d", ""])
+
+
+def test_an_instruction_that_is_too_long_is_told_before_training(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path, "t5", "1")
+    store.put("go", torch.ones(2, 4))
+    store.put("go on and on", torch.ones(5, 4))
+    table = InstructionTable(LanguageConfig(embeddings=str(tmp_path), encoder="t5", width=4, max_tokens=4))
+    table.lacking(["go"])
+    with pytest.raises(UserError, match="embedding of 'go on and on' has 5 tokens of 4 numbers; the model takes 4"):
+        table.lacking(["go", "go on and on"])
+
+
+def test_a_store_is_readable_by_everyone_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        store = EmbeddingStore(tmp_path, "t5", "1")
+        store.put("go", torch.ones(2, 4))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(store.place("go").stat().st_mode) == 0o640
+    assert [path.name for path in store.folder.iterdir()] == [store.place("go").name]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_numbers_that_are_none_are_not_kept(tmp_path: Path, value: float) -> None:
+    store = EmbeddingStore(tmp_path, "t5", "1")
+    with pytest.raises(UserError, match="embedding of 'go' holds NaN or infinity"):
+        store.put("go", torch.tensor([[1.0, value]]))
+    assert not store.has("go")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, save({"embedding": torch.ones(2, 4)})])
+def test_a_damaged_file_of_the_store_is_named(tmp_path: Path, content: bytes) -> None:
+    store = EmbeddingStore(tmp_path, "t5", "1")
+    store.put("go", torch.ones(2, 4))
+    store.place("stop").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{store.place('stop').name} is damaged .*Remove it, and run"):
+        list(store.stored())
+    with pytest.raises(UserError, match="Remove it, and run"):
+        store.get("stop")
 
 
 def test_revisions_do_not_mix(tmp_path: Path) -> None:

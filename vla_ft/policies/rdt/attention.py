@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from vla_ft.policies.rdt.config import NormKind
 
 EPSILON = 1e-6
+KeysValues = tuple[Tensor, Tensor]
+"""Normalised keys and values of a condition in one block, each [B, heads, C, head dim]."""
 
 
 class ScaleNorm(nn.Module):
@@ -47,6 +49,13 @@ class SelfAttention(nn.Module):
         return self.proj(_join(F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)))
 
 
+class Kept:
+    """What a block keeps of its condition while a chunk is denoised: the condition is the same in every step."""
+
+    def __init__(self) -> None:
+        self.keys_values: KeysValues | None = None
+
+
 class CrossAttention(nn.Module):
     """Attention from the tokens of a chunk to those of one condition, which is not normalised first."""
 
@@ -59,12 +68,25 @@ class CrossAttention(nn.Module):
         self.k_norm = ScaleNorm(dim // heads, norm)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, condition: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, S, D] given ``condition`` [B, C, D]; ``mask`` bool [B, C] is True where it may be looked at."""
+    def forward(self, x: Tensor, condition: Tensor, mask: Tensor | None, kept: Kept | None = None) -> Tensor:
+        """[B, S, D] given ``condition`` [B, C, D]; ``mask`` bool [B, C] is True where it may be looked at.
+
+        ``kept``: filled by the first call, and what the next ones use instead of ``condition``.
+        """
         (q,) = _split(self.q(x), 1, self.heads)
-        k, v = _split(self.kv(condition), 2, self.heads)
+        if kept is None:
+            k, v = self.keys_values(condition)
+        else:
+            if kept.keys_values is None:
+                kept.keys_values = self.keys_values(condition)
+            k, v = kept.keys_values
         allowed = None if mask is None else mask[:, None, None, :]
-        return self.proj(_join(F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, attn_mask=allowed)))
+        return self.proj(_join(F.scaled_dot_product_attention(self.q_norm(q), k, v, attn_mask=allowed)))
+
+    def keys_values(self, condition: Tensor) -> KeysValues:
+        """Of ``condition`` [B, C, D]."""
+        k, v = _split(self.kv(condition), 2, self.heads)
+        return self.k_norm(k), v
 
 
 class Mlp(nn.Module):
@@ -92,10 +114,10 @@ class Block(nn.Module):
         self.norm3 = ScaleNorm(dim, norm)
         self.ffn = Mlp(dim)
 
-    def forward(self, x: Tensor, condition: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, S, D] to the same; ``condition`` and ``mask`` as in ``CrossAttention``."""
+    def forward(self, x: Tensor, condition: Tensor, mask: Tensor | None, kept: Kept | None = None) -> Tensor:
+        """[B, S, D] to the same; ``condition``, ``mask`` and ``kept`` as in ``CrossAttention``."""
         x = x + self.attn(self.norm1(x))
-        x = x + self.cross_attn(self.norm2(x), condition, mask)
+        x = x + self.cross_attn(self.norm2(x), condition, mask, kept)
         return x + self.ffn(self.norm3(x))
 
 

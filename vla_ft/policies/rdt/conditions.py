@@ -37,6 +37,11 @@ def of_batch(batch: Batch) -> Conditions:
     )
 
 
+def rows_of(given: Conditions, rows: slice) -> Conditions:
+    """The conditions of some samples of a batch."""
+    return Conditions(**{one.name: getattr(given, one.name)[rows] for one in dataclasses.fields(given)})
+
+
 def hidden(given: Conditions, batch: Batch, config: ConditionConfig) -> Conditions:
     """The conditions with noise on the state and each part dropped at random, in the published order of draws.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from vla_ft.policies.rdt.attention import Block, Mlp, ScaleNorm
+from vla_ft.policies.rdt.attention import Block, Kept, Mlp, ScaleNorm
 from vla_ft.policies.rdt.config import NormKind
 from vla_ft.policies.rdt.embeddings import ScalarEmbedder, image_table, language_table, sequence_table
 
@@ -61,11 +63,13 @@ class Core(nn.Module):
         language: Tensor,
         images: Tensor,
         language_mask: Tensor | None = None,
+        kept: Sequence[Kept] | None = None,
     ) -> Tensor:
         """Predicted vectors [B, H, out].
 
         ``x`` [B, 1 + H, D]: the state token and the noisy actions, adapted. ``rate`` [B] in Hz, ``time`` [B] or [1].
         ``language`` [B, L, D] with ``language_mask`` bool [B, L] (True where real); ``images`` [B, N, D], N exactly.
+        ``kept``: one a block (``begin``), for calls that differ in ``x`` and ``time`` alone.
         """
         size = x.shape[0]
         moment = self.t_embedder(time).expand(size, -1)[:, None]
@@ -74,8 +78,12 @@ class Core(nn.Module):
         images = images + self.img_cond_pos_embed
         conditions = ((language, language_mask), (images, None))
         for number, block in enumerate(self.blocks):
-            x = block(x, *conditions[number % 2])
+            x = block(x, *conditions[number % 2], None if kept is None else kept[number])
         return self.final_layer(x)[:, -self.horizon :]
+
+    def begin(self) -> list[Kept]:
+        """What the blocks keep of the conditions of one chunk, empty."""
+        return [Kept() for _ in self.blocks]
 
     def _start(self) -> None:
         """Xavier-uniform linears without bias, small time codes, and a last layer that predicts zero."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vla_ft.data.statistics import statistics_cache
@@ -71,20 +71,26 @@ class EmbeddingStore:
         return self.place(text).is_file()
 
     def put(self, text: str, tokens: Tensor) -> None:
-        """Keep [tokens, width] of a text; a reader sees the whole file or none. Raises UserError."""
+        """Keep [tokens, width] of a text, finite; a reader sees the whole file or none. Raises UserError."""
         if tokens.ndim != 2 or not len(tokens):
             raise UserError(f"The embedding of '{text}' has shape {tuple(tokens.shape)}, expected [tokens, width].")
+        if not torch.isfinite(tokens).all():
+            raise UserError(
+                f"The embedding of '{text}' holds NaN or infinity, and would train nothing. Compute it anew "
+                "(dtype=fp32 where bf16 overflows)."
+            )
         about = {"encoder": self.encoder, "revision": self.revision, "text": text, "tokens": str(len(tokens))}
+        path = self.place(text)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".new-", delete=False) as file:
-                beside = Path(file.name)
             try:
-                save_file({"embedding": tokens.detach().cpu().contiguous()}, beside, metadata=about)
-                os.replace(beside, self.place(text))
+                # Not safetensors' own file, which nobody else could read: the folder may be shared.
+                beside.write_bytes(save({"embedding": tokens.detach().cpu().contiguous()}, metadata=about))
+                os.replace(beside, path)
             finally:
                 beside.unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise UserError(
                 f"Cannot write embeddings to {self.folder}: {error}. Expected a writable folder with space left."
             ) from error
@@ -94,29 +100,22 @@ class EmbeddingStore:
         path = self.place(text)
         if not path.is_file():
             raise self.missing([text])
-        try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("text") != text:
-                    raise UserError(f"{path} is not the embedding of '{text}'. Remove it, and run `{_COMMAND}` again.")
-                return file.get_tensor("embedding")
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}). Remove it, and run `{_COMMAND}` again.") from error
+        with _reading(path), safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("text") != text:
+                raise UserError(f"{path} is not the embedding of '{text}'. Remove it, and run `{_COMMAND}` again.")
+            return file.get_tensor("embedding")
 
-    def missing(self, texts: list[str]) -> UserError:
+    def missing(self, texts: Sequence[str]) -> UserError:
         """The error for instructions without an embedding."""
-        shown = "; ".join(f"'{text}'" for text in texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
-        return UserError(
-            f"No embedding by {self.encoder} (revision {self.revision}) of the instruction {shown} in "
-            f"{self.folder.parent}. Compute it once with `{_COMMAND} data.path=... encoder={self.encoder}`, or try the "
-            "pipeline with model.language.encoder=random."
-        )
+        return _missing(f"{self.encoder} (revision {self.revision})", self.encoder, self.folder.parent, texts)
 
     def stored(self) -> Iterator[Stored]:
-        """What is there, in a fixed order."""
+        """What is there, in a fixed order. Raises UserError naming a file that is damaged."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                about = file.metadata()
-            yield Stored(about["encoder"], about["revision"], about["text"], int(about["tokens"]))
+            with _reading(path), safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                found = Stored(about["encoder"], about["revision"], about["text"], int(about["tokens"]))
+            yield found
 
 
 class StandIn:
@@ -161,17 +160,19 @@ class InstructionTable:
         return self._get(text)
 
     def lacking(self, texts: list[str]) -> None:
-        """Raises UserError naming those of ``texts`` that have no embedding."""
-        source = self._opened()
+        """Raises UserError naming those of ``texts`` without an embedding, or one that the model cannot take."""
+        source = self._opened(texts)
         missing = [text for text in texts if not source.has(text)]
         if missing and isinstance(source, EmbeddingStore):
             raise source.missing(missing)
+        for text in texts:  # now, not in the step that draws it
+            self._read(text)
 
     def _read(self, text: str) -> Tensor:
         config = self.config
         if text == IMAGINED:
             return torch.zeros(min(_IMAGINED_TOKENS, config.max_tokens), config.width, dtype=torch.bfloat16)
-        tokens = self._opened().get(text)
+        tokens = self._opened([text]).get(text)
         if tokens.shape[1] != config.width or len(tokens) > config.max_tokens:
             raise UserError(
                 f"The embedding of '{text}' has {len(tokens)} tokens of {tokens.shape[1]} numbers; the model takes "
@@ -179,9 +180,10 @@ class InstructionTable:
             )
         return tokens
 
-    def _opened(self) -> Embeddings:
+    def _opened(self, texts: Sequence[str]) -> Embeddings:
+        """The source; where there is none at all, ``texts`` are what is missing."""
         if self.source is None:
-            revision = self.config.revision or only_revision(self._root, self.config.encoder)
+            revision = self.config.revision or only_revision(self._root, self.config.encoder, texts)
             self.source = EmbeddingStore(self._root, self.config.encoder, revision)
         return self.source
 
@@ -192,20 +194,39 @@ class InstructionTable:
         self.__init__(state["config"])  # type: ignore[misc]
 
 
-def only_revision(root: Path, encoder: str) -> str:
-    """The one revision of an encoder under ``root``. Raises UserError when there is none, or several."""
+def only_revision(root: Path, encoder: str, texts: Sequence[str]) -> str:
+    """The one revision of an encoder under ``root``, where ``texts`` are looked for. Raises UserError when there is
+    none, naming them, or several."""
     found = sorted(p.name.rpartition("@")[2] for p in root.glob(f"{_plain(encoder)}@*") if p.is_dir())
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UserError(
-            f"No embeddings by {encoder} in {root}. Compute them with `{_COMMAND} data.path=... encoder={encoder}`, or "
-            "try the pipeline with model.language.encoder=random."
-        )
+        raise _missing(encoder, encoder, root, texts)
     raise UserError(
         f"{root} holds embeddings by several revisions of {encoder}: {', '.join(found)}. Say which with "
         f"model.language.revision={found[-1]}."
     )
+
+
+def _missing(by: str, encoder: str, root: Path, texts: Sequence[str]) -> UserError:
+    shown = "; ".join(f"'{text}'" for text in texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
+    return UserError(
+        f"No embedding by {by} of the instruction {shown} in {root}. Compute it once with `{_COMMAND} data.path=... "
+        f"encoder={encoder}`, or try the pipeline with model.language.encoder=random."
+    )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises UserError where a file of the store is damaged or cannot be opened."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}). Give this user the right to read it.") from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Remove it, and run `{_COMMAND}` again."
+        ) from error
 
 
 def _plain(name: str) -> str:

@@ -56,6 +56,11 @@ def check_cameras(config: Config, description: DatasetDescription) -> None:
         )
 
 
+def control_rate(config: Config, fps: float) -> int:
+    """Hz that the model is told of data, or of a robot, at ``fps``: the configured rate (0, unknown, is one), or it."""
+    return config.control_frequency if config.control_frequency is not None else round(fps)
+
+
 class RdtProcessor(Processor):
     """Two pictures of each camera, one state, one chunk, and the embedding of the instruction, found by its text.
 
@@ -74,7 +79,8 @@ class RdtProcessor(Processor):
         self.keys = ("proprio", *(IMAGE_PREFIX + camera for camera in config.cameras.in_order if camera is not None))
         self.language = InstructionTable(config.language)
         self.example_instruction = IMAGINED
-        self._rate = config.control_frequency if config.control_frequency is not None else round(description.fps)
+        self.rate = control_rate(config, description.fps)
+        """Hz that the model is told where a sample does not say its own."""
         self._means = [
             self.state_map.to_vector(part["proprio"].mean).astype(np.float32) for part in statistics.each().values()
         ]
@@ -125,7 +131,7 @@ class RdtProcessor(Processor):
 
     def _rate_of(self, sample: Sample) -> int:
         told = sample["observation"].get("control_frequency")
-        return self._rate if self.config.control_frequency is not None or told is None else round(float(told))
+        return self.rate if told is None else control_rate(self.config, float(told))
 
     def _valid(self, sample: Sample) -> np.ndarray:
         """bool [T, 3]: pictures that exist, and were recorded before this step."""
