@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from invoke import Program
 
-from vla_ft.cli import COMMANDS, DATA_VERBS, RECIPE_VERBS, _without_dashes
+from vla_ft.cli import COMMANDS, DATA_VERBS, RECIPE_VERBS
+from vla_ft.cli.words import without_dashes
 from vla_ft.config import from_arguments, load_run_config, recipe_names
 from vla_ft.data.convert import ConvertConfig
 from vla_ft.data.mock import MockConfig
@@ -107,14 +108,14 @@ FULL: dict[str, Callable[[Sequence[str]], object]] = {
     "train": load_run_config,
     "plan": read_request,
     "evaluate": lambda words: from_arguments(EvaluationConfig, words, "evaluate"),
-    "export": lambda words: from_arguments(ExportConfig, _without_dashes(words), "export"),
+    "export": lambda words: from_arguments(ExportConfig, without_dashes(words), "export"),
     "data check": lambda words: from_arguments(CheckConfig, path_first(words, "check"), "check"),
     "data inspect": lambda words: from_arguments(InspectConfig, path_first(words, "inspect"), "inspect"),
-    "data convert": lambda words: from_arguments(ConvertConfig, _without_dashes(words), "convert"),
+    "data convert": lambda words: from_arguments(ConvertConfig, without_dashes(words), "convert"),
     "data mock": lambda words: from_arguments(
-        MockConfig, [word for word in _without_dashes(words) if not word.startswith("output=")], "mock"
+        MockConfig, [word for word in without_dashes(words) if not word.startswith("output=")], "mock"
     ),
-    "recipe from-data": lambda words: from_arguments(DraftConfig, path_first(_without_dashes(words), "draft"), "draft"),
+    "recipe from-data": lambda words: from_arguments(DraftConfig, path_first(without_dashes(words), "draft"), "draft"),
     "fetch": lambda words: words and find_entry(words[0]),
     "fetch dataset": lambda words: dataset_entry(words[0]),
 }

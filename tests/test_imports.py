@@ -59,9 +59,9 @@ def test_no_policy_imports_another():
 
 
 @pytest.mark.newcomer
-def test_the_package_and_the_host_tools_take_no_training_library():
+def test_the_package_the_command_line_and_the_host_tools_take_no_training_library():
     code = """
-import sys, pkgutil, importlib, vla_ft, vla_ft.environment, vla_ft.host
+import sys, pkgutil, importlib, vla_ft, vla_ft.cli, vla_ft.environment, vla_ft.host
 for package in (vla_ft.environment, vla_ft.host):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if "selftest" not in module.name:  # that one runs inside environments alone
