@@ -18,7 +18,9 @@ from vla_ft.data.windows import WindowSpec
 Batch = dict[str, Tensor]
 """Tensors with the batch dimension first, ready for the model. Keys are the policy's own, but for two that every batch
 has: ``action`` float [B, horizon, A], normalised, and ``action_pad_mask`` bool [B, horizon], True where real. Batches
-of a mixture carry ``dataset`` int64 [B] as well: the place of each sample's dataset among the statistics' parts."""
+of a mixture carry ``dataset`` int64 [B] as well: the place of each sample's dataset among the statistics' parts. Where
+the policy's actions have dimensions that a robot lacks, ``action_dims`` bool [B, A] is True in those that it has: measured
+errors are means over these."""
 
 
 FEATURE_PREFIX = "feature_"

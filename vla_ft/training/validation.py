@@ -27,7 +27,8 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine, prefix: str = "
     """Means over all windows of all processes, with the averaged weights when there are any. Collective.
 
     ``prefix`` comes before the names of the numbers: ``validation/action_l1`` is the mean absolute error of ``sample``
-    in normalised units, ``validation/action_mae`` in robot units; steps past an episode's end do not count.
+    in normalised units over the dimensions that the robot has, ``validation/action_mae`` in robot units; steps past an
+    episode's end do not count.
     ``validation/action_within_X`` is the share of steps whose every dimension is nearer than the threshold X,
     normalised. None of these depends on how the windows are batched; the policy's own measures
     (``Model.sample_metrics``) are means over batches, a shorter one weighing less. Random numbers drawn here come from
@@ -86,6 +87,14 @@ def rows_within(error: Tensor, threshold: float) -> Tensor:
     return (error < threshold).all(-1)
 
 
+def mean_of_dims(error: Tensor, dims: Tensor | None) -> Tensor:
+    """Mean [B, H] of ``error`` [B, H, A] over the dimensions ``dims`` bool [B, A] that a robot has; None: all."""
+    if dims is None:
+        return error.mean(-1)
+    weights = dims[:, None].to(error.dtype)
+    return (error * weights).sum(-1) / weights.sum(-1)
+
+
 def _sums(engine: Engine, processor: Processor, batch: Batch, thresholds: Sequence[float]) -> Totals:
     result = engine.loss(batch)
     predicted = engine.sample(batch).float()
@@ -98,8 +107,9 @@ def _sums(engine: Engine, processor: Processor, batch: Batch, thresholds: Sequen
     for name, value in result.metrics.items():
         over, count = (STEPS, steps) if name in result.per_step else (SAMPLES, samples)
         sums[name, over] = float(value) * count
-    error = (predicted - batch["action"]).abs()[real]
-    sums["action_l1", STEPS] = float(error.mean(-1).sum())
+    absolute = (predicted - batch["action"]).abs()
+    error = absolute[real]
+    sums["action_l1", STEPS] = float(mean_of_dims(absolute, batch.get("action_dims"))[real].sum())
     sums |= {(f"action_within_{limit:g}", STEPS): float(rows_within(error, limit).sum()) for limit in thresholds}
     sums["action_mae", STEPS] = float(robot_error.mean(-1)[real.cpu().numpy()].sum())
     for name, value in engine.model.sample_metrics(predicted, batch).items():

@@ -96,6 +96,7 @@ class RdtProcessor(Processor):
         if "action" in samples[0]:
             vectors = [self.action_map.to_vector(sample["action"]) for sample in samples]
             batch["action"] = np.stack(vectors).astype(np.float32)
+            batch["action_dims"] = np.tile(self.action_map.mask > 0, (len(samples), 1))
             batch["action_pad_mask"] = np.stack([sample["action_pad_mask"] for sample in samples])
         if self.statistics.parts:
             batch["dataset"] = np.array(numbers, dtype=np.int64)
