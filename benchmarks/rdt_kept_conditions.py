@@ -31,6 +31,7 @@ def conditions(config: Config, device: torch.device, dtype: torch.dtype) -> Cond
         return Conditions(
             state=torch.randn(1, 1, WIDTH, dtype=dtype),
             mask=torch.ones(1, 1, WIDTH, dtype=dtype),
+            action_mask=torch.ones(1, 1, WIDTH, dtype=dtype),
             rate=torch.tensor([25]),
             language=torch.randn(1, _WORDS, config.language.width, dtype=dtype),
             language_mask=torch.ones(1, _WORDS, dtype=torch.bool),

@@ -77,7 +77,23 @@ def test_published_measures_are_logged_for_both_kinds_of_episodes(whole: tuple[P
     last = read_metrics(whole[0])[-1]
     for kind in ("validation", "training_sample"):
         assert last[f"{kind}/overall_avg_sample_mse"] > 0 and last[f"{kind}/overall_avg_sample_l2err"] > 0
+        (own,) = [value for name, value in last.items() if name.startswith(f"{kind}/mock_") and name.endswith("_sample_mse")]
+        assert own == pytest.approx(last[f"{kind}/overall_avg_sample_mse"], rel=1e-5)
+        # model.vector=aloha divides nothing: over the 14 dimensions of 128 that there are, both are the same error.
+        assert last[f"{kind}/action_l1"] == pytest.approx(last[f"{kind}/action_mae"], rel=1e-4)
     assert whole[1].keys() > {"ema model.x_pos_embed", "model vision.tower.post_layernorm.weight"}
+
+
+def test_published_measures_reach_tensorboard(whole: tuple[Path, dict[str, np.ndarray]]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = whole[0].rglob("events.out.tfevents*")
+    shown = EventAccumulator(str(events)).Reload()
+    for kind in ("validation", "training_sample"):
+        points = shown.Scalars(f"{kind}/overall_avg_sample_mse")
+        logged = [line[f"{kind}/overall_avg_sample_mse"] for line in read_metrics(whole[0]) if f"{kind}/loss" in line]
+        assert [point.step for point in points] == [2, 4]
+        assert [point.value for point in points] == pytest.approx(logged, rel=1e-6)
 
 
 def test_checkpoint_is_evaluated_in_robot_units(whole: tuple[Path, dict[str, np.ndarray]]) -> None:

@@ -50,7 +50,27 @@ def test_loss_learns_and_sampling_stays_in_the_robots_places(tmp_path: Path) -> 
     assert (chunk[:, :, processor.action_map.mask == 0] == 0).all()
     assert processor.unnormalize(chunk).shape == (3, 4, 14)
     measures = model.sample_metrics(batch["action"], batch)
-    assert [v.item() for v in measures.values()] == [0.0, 0.0]
+    assert [v.sum().item() for v in measures.values()] == [0.0] * 4
+
+
+def test_a_state_and_an_action_of_other_places_are_kept_apart(tmp_path: Path) -> None:
+    arms = two_arms()
+    vector = VectorConfig(state=arms, action=tuple(name.replace("_pos", "_vel").replace("open", "open_vel") for name in arms))
+    batch, processor = mock_batch(tmp_path, tiny(vector=vector), PLACES)
+    state, action = batch["state_mask"][0].bool(), batch["action_mask"][0].bool()
+    assert not (state & action).any() and state.sum() == action.sum() == 14
+    assert torch.equal(batch["action"][..., ~action], torch.zeros_like(batch["action"][..., ~action]))
+    model = filled(vector=vector)
+    seen: list[torch.Tensor] = []
+    model.state_adaptor.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    with torch.no_grad():
+        chunk = model.sample(batch)
+    assert torch.equal(seen[0][:, 0, 128:], batch["state_mask"])
+    assert all(torch.equal(seen[0][:, place, 128:], batch["action_mask"]) for place in range(1, 5))
+    assert chunk[..., action].abs().min() > 0 and (chunk[..., ~action] == 0).all()
+    assert abs(processor.unnormalize(chunk)).min() > 0
+    measures = model.sample_metrics(batch["action"] + 0.5, batch)
+    assert measures["overall_avg_sample_mse"] == measures["sample_mse"][0] == 0.25
 
 
 def test_sampling_never_reads_targets(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from vla_ft.policies.rdt.config import VisionConfig
 from vla_ft.policies.rdt.model import Rdt
 from vla_ft.policies.rdt.publish import write_published
 from vla_ft.policies.rdt.published_config import published_values
+from vla_ft.tensor_stream import Announced, Entry
 
 
 def runner_state(model: Rdt) -> dict[str, Tensor]:
@@ -141,7 +143,18 @@ def test_weights_go_back_to_the_published_form(source: Rdt, siglip: Path, tmp_pa
     folder.mkdir()
     known = {"description": DESCRIPTION, "statistics": plain_statistics(DESCRIPTION), "step": 7}
     facts = TrainedFacts(config=source.config, **known)
-    assert write_published(folder, source.state_dict().items(), facts) == len(runner_state(source))
+    state, alive, most = source.state_dict(), weakref.WeakSet(), 0
+
+    def read(entry: Entry) -> Tensor:
+        nonlocal most
+        value = state[entry.name].clone()
+        alive.add(value)
+        most = max(most, len(alive))
+        return value
+
+    entries = [Entry(name, tuple(value.shape), value.dtype) for name, value in state.items()]
+    assert write_published(folder, Announced(entries, read), facts) == len(runner_state(source))
+    assert most == 1, "one tensor at a time is in memory"
     assert load_file(folder / "model.safetensors").keys() == runner_state(source).keys()
     assert json.loads((folder / "config.json").read_text())["rdt"]["hidden_size"] == 16
     model = target(siglip)

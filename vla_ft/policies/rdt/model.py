@@ -28,7 +28,7 @@ TOGETHER = 4
 class Rdt(Model):
     """Adaptors and core with the names of published checkpoints, and the frozen image tower as ``vision``.
 
-    Batch: ``state`` float [B, 1, 128] with ``state_mask`` [B, 128]; ``ctrl_freq`` int [B]; ``lang_tokens`` [B, L, W]
+    Batch: ``state`` float [B, 1, 128] with ``state_mask`` and ``action_mask`` [B, 128]; ``ctrl_freq`` int [B]; ``lang_tokens`` [B, L, W]
     with ``lang_mask`` bool [B, L]; ``image_<camera>`` uint8 [B, T, H, W, 3] with ``image_valid`` bool [B, T, 3], in
     the order of ``Config.cameras``; for the loss ``action`` [B, H, 128], and in training ``state_std`` and
     ``state_mean`` [B, 128] and ``lang_empty`` [B, n, W]. What the frozen tower gave may stand for the pictures:
@@ -99,7 +99,7 @@ class Rdt(Model):
             train_steps=config.train_steps,
             prediction=config.prediction,
         )
-        return clean * given.mask
+        return clean * given.action_mask
 
     def adapt(self, given: Conditions, images: Tensor) -> tuple[Tensor, Tensor]:
         """Language [B, L, D] and image tokens [B, N, D] at the core's width."""
@@ -119,7 +119,8 @@ class Rdt(Model):
         ``kept`` (``Core.begin``): for calls that differ in ``noisy`` and ``time`` alone.
         """
         tokens = torch.cat((given.state, noisy), dim=1)
-        tokens = torch.cat((tokens, given.mask.expand_as(tokens)), dim=2)
+        masks = torch.cat((given.mask, given.action_mask.expand_as(noisy)), dim=1)
+        tokens = torch.cat((tokens, masks), dim=2)
         return self.model(self.state_adaptor(tokens), given.rate, time, language, images, given.language_mask, kept)
 
     def image_tokens(self, batch: Batch, valid: Tensor) -> Tensor:
@@ -159,12 +160,16 @@ class Rdt(Model):
         return rows | {BACKGROUND: background.expand(len(next(iter(rows.values()))), -1, -1)}
 
     def sample_metrics(self, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The published measures, in the units of the unified vector."""
-        action, mask = batch["action"], batch["state_mask"]
+        """The published measures, in the units of the unified vector. What is relative needs the state's place as well."""
+        action, mask = batch["action"], batch["action_mask"]
+        squared = metrics.squared_error(predicted, action)
         relative = metrics.relative_error(predicted, action, batch["state_norm"])
+        both = mask * batch["state_mask"]
         return {
-            "overall_avg_sample_mse": metrics.pooled(metrics.squared_error(predicted, action), mask),
-            "overall_avg_sample_l2err": metrics.pooled(relative, mask),
+            "overall_avg_sample_mse": metrics.pooled(squared, mask),
+            "overall_avg_sample_l2err": metrics.pooled(relative, both),
+            "sample_mse": metrics.of_each(squared, mask),
+            "sample_l2err": metrics.of_each(relative, both),
         }
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

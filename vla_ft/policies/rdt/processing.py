@@ -96,7 +96,6 @@ class RdtProcessor(Processor):
         if "action" in samples[0]:
             vectors = [self.action_map.to_vector(sample["action"]) for sample in samples]
             batch["action"] = np.stack(vectors).astype(np.float32)
-            batch["action_dims"] = np.tile(self.action_map.mask > 0, (len(samples), 1))
             batch["action_pad_mask"] = np.stack([sample["action_pad_mask"] for sample in samples])
         if self.statistics.parts:
             batch["dataset"] = np.array(numbers, dtype=np.int64)
@@ -120,8 +119,8 @@ class RdtProcessor(Processor):
             if whole is not None:
                 vectors = self.state_map.to_vector(whole)
                 spread[row], norm[row] = vectors.std(0), np.sqrt((vectors**2).mean(0))
-        mask = np.broadcast_to(self.state_map.mask, (len(samples), len(self.state_map.mask))).copy()
-        found = {"state": np.stack(states), "state_std": spread, "state_norm": norm, "state_mask": mask}
+        found = {"state": np.stack(states), "state_std": spread, "state_norm": norm}
+        found |= {f"{one.what}_mask": np.tile(one.mask, (len(samples), 1)) for one in (self.state_map, self.action_map)}
         return {key: value.astype(np.float32) for key, value in found.items()}
 
     def _rate_of(self, sample: Sample) -> int:
