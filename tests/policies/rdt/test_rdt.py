@@ -6,18 +6,21 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rdt_examples import DESCRIPTION, mock_batch, tiny, tiny_model
 
+from vla_ft.config import load_run_config
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
 from vla_ft.policies import rdt
 from vla_ft.policies.frozen_parts import compute_rows, leave_out
+from vla_ft.policies.rdt.attention import ScaleNorm
 from vla_ft.policies.rdt.conditions import hidden, of_batch, rows_of
 from vla_ft.policies.rdt.config import CameraSlots, ConditionConfig, VectorConfig
 from vla_ft.policies.rdt.model import Rdt
-from vla_ft.policies.rdt.vector import VectorMap
+from vla_ft.policies.rdt.vector import EULER, QUATERNION, VectorMap
 from vla_ft.training.blocks import recompute_activations
 
 PLACES = [(0, 0), (0, 5), (1, 9)]
@@ -225,6 +228,54 @@ def test_impossible_mappings_are_refused(names: tuple[str, ...], told: str) -> N
         VectorMap(names, {}, "action")
 
 
+@pytest.mark.parametrize("kind", [EULER, QUATERNION])
+def test_a_rotation_has_no_divisor_and_no_zero_quaternion(kind: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=rf"action_divisors names '{kind[0]}': a rotation"):
+        VectorMap(kind, {kind[0]: 2.0}, "action")
+    values = np.zeros((3, len(kind)))
+    if kind is EULER:
+        assert VectorMap(kind, {}, "state").to_vector(values)[0, 33:39].tolist() == [1, 0, 0, 0, 1, 0]
+    else:
+        with pytest.raises(UserError, match="state holds a quaternion of four zeros"):
+            VectorMap(kind, {}, "state").to_vector(values)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model.vector=alohaa"], "Key 'model.vector' is 'alohaa': .*Did you mean 'aloha'"),
+        (["model.vector={state: [gripper_open]}"], "Key 'model.vector.action' is missing: give model.vector.action="),
+        (["model.vector={action:[x]}"], "a space is missing behind a colon"),
+    ],
+)
+def test_mistakes_in_a_mapping_are_told_by_keys_that_can_be_given(words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told) as error:
+        load_run_config(["recipe=rdt-mock", *words])
+    assert "VectorConfig" not in str(error.value) and "literal" not in str(error.value)
+
+
+def test_what_an_error_says_to_type_can_be_typed() -> None:
+    names = "[gripper_open]"
+    config = load_run_config(["recipe=rdt-mock", f"model.vector.action={names}", f"model.vector.state={names}"])
+    assert config.model.vector == VectorConfig(action=("gripper_open",), state=("gripper_open",))
+
+
+def test_fresh_weights_start_as_published() -> None:
+    torch.manual_seed(0)
+    model = tiny_model(hidden_size=128, depth=1)
+    core = model.model
+    last = core.final_layer.ffn_final.fc2
+    assert (last.weight == 0).all() and (last.bias == 0).all()
+    for embedder in (core.t_embedder, core.freq_embedder):
+        for layer in (embedder.mlp[0], embedder.mlp[2]):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.03) and (layer.bias == 0).all()
+    for layer in (core.blocks[0].attn.qkv, core.blocks[0].cross_attn.kv, core.blocks[0].ffn.fc1, model.state_adaptor[0]):
+        bound = (6 / sum(layer.weight.shape)) ** 0.5  # Xavier's, uniform
+        assert bound * 0.98 < layer.weight.abs().max() <= bound and (layer.bias == 0).all()
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+    assert all((norm.weight == 1).all() for norm in model.modules() if isinstance(norm, ScaleNorm))
+
+
 def test_a_dataset_that_does_not_fit_is_told_in_words() -> None:
     with pytest.raises(UserError, match=r"has 14 dimensions of action .* maps 1 "):
         rdt.build_model(tiny(vector=VectorConfig(action=("gripper_open",), state=two_arms())), DESCRIPTION)
@@ -244,3 +295,6 @@ def test_settings_are_suggested_by_camera_names(tmp_path: Path) -> None:
     settings = rdt.suggest(DESCRIPTION, statistics)
     assert settings["cameras"] == {"external": "top", "right_wrist": "wrist", "left_wrist": None}
     assert settings["vector"] == "aloha"
+    statistics["action"].max[6] = 1.0
+    statistics["action"].max[13] = 4.0  # the other arm's gripper alone is in Agilex' units
+    assert rdt.suggest(DESCRIPTION, statistics)["vector"] == "agilex"

@@ -95,6 +95,29 @@ def test_a_file_of_deepspeed(source: Rdt, siglip: Path, tmp_path: Path) -> None:
         assert_equal(model, source)
 
 
+def test_the_configuration_of_a_checkpoint_is_a_folder_above_deepspeeds_file(
+    source: Rdt, siglip: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-1000"
+    (folder / "pytorch_model").mkdir(parents=True)
+    (folder / "ema").mkdir()
+    file = folder / "pytorch_model" / "mp_rank_00_model_states.pt"
+    torch.save({"module": runner_state(source)}, file)
+    save_file(runner_state(source), folder / "ema" / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(published_values(tiny())))
+    places = (file, file.parent, folder / "ema")
+    for path in places:
+        model = target(siglip)
+        load_weights(model, str(path))
+        assert_equal(model, source)
+    (folder / "config.json").write_text(json.dumps(published_values(tiny(prediction="epsilon"))))
+    for path in places:
+        with pytest.raises(UserError, match=r"noise_scheduler.prediction_type 'epsilon' .here 'sample'"):
+            load_weights(target(siglip), str(path))
+    (folder / "config.json").write_text("{}")  # of something else
+    load_weights(target(siglip), str(file))
+
+
 def test_no_weights_but_the_tower(source: Rdt, siglip: Path) -> None:
     model = target(None)
     before = runner_state(model)
