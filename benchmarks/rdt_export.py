@@ -55,7 +55,9 @@ def main() -> None:
     found = {}
     for way in ("streamed", "all_in_memory"):
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run([sys.executable, __file__, way, folder], stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, __file__, way, folder], stdout=subprocess.PIPE, text=True, check=True
+            )
         found[way] = json.loads(done.stdout)
     print(json.dumps(found, indent=1))
 

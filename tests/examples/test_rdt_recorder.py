@@ -21,7 +21,10 @@ def hdf5_flags() -> list[str] | None:
     """How the HDF5 library is compiled against here; None where its headers are not installed."""
     for package in ("hdf5-serial", "hdf5"):
         asked = ["pkg-config", "--cflags", "--libs", package]
-        if shutil.which("pkg-config") and (done := subprocess.run(asked, capture_output=True, text=True)).returncode == 0:
+        if (
+            shutil.which("pkg-config")
+            and (done := subprocess.run(asked, capture_output=True, text=True)).returncode == 0
+        ):
             return done.stdout.split()
     return None
 

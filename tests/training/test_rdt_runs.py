@@ -77,7 +77,9 @@ def test_published_measures_are_logged_for_both_kinds_of_episodes(whole: tuple[P
     last = read_metrics(whole[0])[-1]
     for kind in ("validation", "training_sample"):
         assert last[f"{kind}/overall_avg_sample_mse"] > 0 and last[f"{kind}/overall_avg_sample_l2err"] > 0
-        (own,) = [value for name, value in last.items() if name.startswith(f"{kind}/mock_") and name.endswith("_sample_mse")]
+        (own,) = [
+            value for name, value in last.items() if name.startswith(f"{kind}/mock_") and name.endswith("_sample_mse")
+        ]
         assert own == pytest.approx(last[f"{kind}/overall_avg_sample_mse"], rel=1e-5)
         # model.vector=aloha divides nothing: over the 14 dimensions of 128 that there are, both are the same error.
         assert last[f"{kind}/action_l1"] == pytest.approx(last[f"{kind}/action_mae"], rel=1e-4)

@@ -111,8 +111,8 @@ def skipping(report: CheckReport) -> str:
     name, most = max(report.skipped.items(), key=lambda item: item[1])
     return (
         f"still beginnings: {_many(sum(report.skipped.values()), 'step')} skipped in {len(report.skipped)} of "
-        f"{_many(report.episodes, 'episode')}, most in {name} ({most}); a run reads {report.read:,} of {report.steps:,} "
-        "steps (data.skip_still)"
+        f"{_many(report.episodes, 'episode')}, most in {name} ({most}); a run reads {report.read:,} of "
+        f"{report.steps:,} steps (data.skip_still)"
     )
 
 

@@ -19,8 +19,8 @@ Batch = dict[str, Tensor]
 """Tensors with the batch dimension first, ready for the model. Keys are the policy's own, but for two that every batch
 has: ``action`` float [B, horizon, A], normalised, and ``action_pad_mask`` bool [B, horizon], True where real. Batches
 of a mixture carry ``dataset`` int64 [B] as well: the place of each sample's dataset among the statistics' parts. Where
-the policy's actions have dimensions that a robot lacks, ``action_mask`` [B, A] is 1 in those that it has, else 0: measured
-errors are means over these."""
+the policy's actions have dimensions that a robot lacks, ``action_mask`` [B, A] is 1 in those that it has, else 0:
+measured errors are means over these."""
 
 
 FEATURE_PREFIX = "feature_"
@@ -108,8 +108,8 @@ class Model(nn.Module, ABC):
         """Normalised action chunk float [B, horizon, A]. Never reads targets that the batch may carry."""
 
     def sample_metrics(self, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Published measures of what ``sample`` gave for a batch with targets. Validation logs the mean of scalars, and of
-        those with a number a sample [B] the mean over each dataset's samples, behind the dataset's name."""
+        """Published measures of what ``sample`` gave for a batch with targets. Validation logs the mean of scalars, and
+        of those with a number a sample [B] the mean over each dataset's samples, behind the dataset's name."""
         return {}
 
     @abstractmethod

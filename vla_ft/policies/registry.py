@@ -35,7 +35,7 @@ class PolicyPackage(Protocol):
       same shapes, for forecasts;
     - ``TRANSLATORS``: published code by name, each ``(file, overrides, cards) -> recipe`` for its training files;
     - ``EXPORTS``: published layouts by name, each ``(path, tensors, config, step) -> number of tensors written``;
-    - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, Announced tensors, TrainedFacts) -> number of tensors``;
+    - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, Announced, TrainedFacts) -> tensors written``;
     - ``open_published(folder) -> Published``, ``published_settings(folder) -> dict`` (the ``model`` section) and
       ``our_key(feature) -> str``, our name of the publisher's observation keys, where others publish checkpoints as
       folders (``vla_ft.policies.published``).

@@ -58,7 +58,9 @@ def test_loss_learns_and_sampling_stays_in_the_robots_places(tmp_path: Path) -> 
 
 def test_a_state_and_an_action_of_other_places_are_kept_apart(tmp_path: Path) -> None:
     arms = two_arms()
-    vector = VectorConfig(state=arms, action=tuple(name.replace("_pos", "_vel").replace("open", "open_vel") for name in arms))
+    vector = VectorConfig(
+        state=arms, action=tuple(name.replace("_pos", "_vel").replace("open", "open_vel") for name in arms)
+    )
     batch, processor = mock_batch(tmp_path, tiny(vector=vector), PLACES)
     state, action = batch["state_mask"][0].bool(), batch["action_mask"][0].bool()
     assert not (state & action).any() and state.sum() == action.sum() == 14
@@ -269,7 +271,12 @@ def test_fresh_weights_start_as_published() -> None:
     for embedder in (core.t_embedder, core.freq_embedder):
         for layer in (embedder.mlp[0], embedder.mlp[2]):
             assert layer.weight.std().item() == pytest.approx(0.02, rel=0.03) and (layer.bias == 0).all()
-    for layer in (core.blocks[0].attn.qkv, core.blocks[0].cross_attn.kv, core.blocks[0].ffn.fc1, model.state_adaptor[0]):
+    for layer in (
+        core.blocks[0].attn.qkv,
+        core.blocks[0].cross_attn.kv,
+        core.blocks[0].ffn.fc1,
+        model.state_adaptor[0],
+    ):
         bound = (6 / sum(layer.weight.shape)) ** 0.5  # Xavier's, uniform
         assert bound * 0.98 < layer.weight.abs().max() <= bound and (layer.bias == 0).all()
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)

@@ -1,4 +1,4 @@
-"""What a run with ``data.skip_still`` and ``data.shortest`` does not read, told by a check as training would find it."""
+"""What a run with ``data.skip_still`` and ``data.shortest`` does not read, as training would find it."""
 
 from __future__ import annotations
 

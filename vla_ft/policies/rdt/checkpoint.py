@@ -32,9 +32,10 @@ def load_weights(
 
     ``path`` and ``layout``: ``published``, a hub folder or one that the published training saved (config.json with
     ``model.safetensors`` or ``pytorch_model.bin``), or its weights file; ``deepspeed``, a file of DeepSpeed's
-    (``mp_rank_00_model_states.pt``, or its folder), whose part ``module`` is taken; ``vla_ft``, our own export; ``siglip``, the image
-    tower alone, the rest stays fresh; or ``auto``. Published weights hold no image tower: it comes from
-    ``model.vision.weights``. A config.json beside the weights must agree with the configuration.
+    (``mp_rank_00_model_states.pt``, or its folder), whose part ``module`` is taken; ``vla_ft``, our own export;
+    ``siglip``, the image tower alone, the rest stays fresh; or ``auto``. Published weights hold no image tower: it
+    comes from ``model.vision.weights``. A config.json beside the weights or a folder up must agree with the
+    configuration.
     ``assign`` and ``place`` as in ``ledger.apply_import``. Raises UserError before anything is changed.
     """
     if not isinstance(model, Rdt):

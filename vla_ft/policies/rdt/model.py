@@ -28,11 +28,11 @@ TOGETHER = 4
 class Rdt(Model):
     """Adaptors and core with the names of published checkpoints, and the frozen image tower as ``vision``.
 
-    Batch: ``state`` float [B, 1, 128] with ``state_mask`` and ``action_mask`` [B, 128]; ``ctrl_freq`` int [B]; ``lang_tokens`` [B, L, W]
-    with ``lang_mask`` bool [B, L]; ``image_<camera>`` uint8 [B, T, H, W, 3] with ``image_valid`` bool [B, T, 3], in
-    the order of ``Config.cameras``; for the loss ``action`` [B, H, 128], and in training ``state_std`` and
-    ``state_mean`` [B, 128] and ``lang_empty`` [B, n, W]. What the frozen tower gave may stand for the pictures:
-    ``feature_image_<camera>`` and ``feature_background`` [B, T, N, W].
+    Batch: ``state`` float [B, 1, 128] with ``state_mask`` and ``action_mask`` [B, 128]; ``ctrl_freq`` int [B];
+    ``lang_tokens`` [B, L, W] with ``lang_mask`` bool [B, L]; ``image_<camera>`` uint8 [B, T, H, W, 3] with
+    ``image_valid`` bool [B, T, 3], in the order of ``Config.cameras``; for the loss ``action`` [B, H, 128], and in
+    training ``state_std`` and ``state_mean`` [B, 128] and ``lang_empty`` [B, n, W]. What the frozen tower gave may
+    stand for the pictures: ``feature_image_<camera>`` and ``feature_background`` [B, T, N, W].
     """
 
     def __init__(self, config: Config) -> None:
@@ -160,7 +160,7 @@ class Rdt(Model):
         return rows | {BACKGROUND: background.expand(len(next(iter(rows.values()))), -1, -1)}
 
     def sample_metrics(self, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The published measures, in the units of the unified vector. What is relative needs the state's place as well."""
+        """The published measures in unified units; what is relative counts where the state has a place as well."""
         action, mask = batch["action"], batch["action_mask"]
         squared = metrics.squared_error(predicted, action)
         relative = metrics.relative_error(predicted, action, batch["state_norm"])
