@@ -73,6 +73,14 @@ def test_cached_tokens_train_the_same_weights(whole: tuple[Path, dict[str, np.nd
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+def test_a_run_on_rotations_learns_their_means_first(tmp_path: Path) -> None:
+    joints = ",".join(f"arm_joint_{i}_pos" for i in range(10))
+    words = [f"model.vector.action=[eef_euler_x,eef_euler_y,eef_euler_z,{joints},gripper_open]", "validation.every=1000"]
+    whole_run = run_weights(tmp_path / "once", *words, "ema=null")
+    run_weights(tmp_path / "twice", *words, "ema=null", "steps=2")
+    assert_same(run_weights(tmp_path / "twice", *words, "ema=null"), whole_run)
+
+
 def test_published_measures_are_logged_for_both_kinds_of_episodes(whole: tuple[Path, dict[str, np.ndarray]]) -> None:
     last = read_metrics(whole[0])[-1]
     for kind in ("validation", "training_sample"):

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
+from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.sample import DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.data.windows import WindowSpec
@@ -139,12 +140,18 @@ class Processor(ABC):
     """An instruction that ``collate`` takes where a batch is only imagined (the planner's); None: any."""
     reads_instructions: bool = False
     """Whether ``require`` wants to see every instruction before the first step."""
+    reads_episodes: bool = False
+    """Whether ``informed`` wants to see the training episodes before the first step."""
     random_keys: tuple[str, ...] = ()
     """Batch keys whose values ``collate`` draws at random (augmented images): nothing computed from them is cached."""
 
     def require(self, instructions: Collection[str]) -> None:
         """Raises UserError when an instruction of the data cannot be used; training asks before its first step."""
         return None
+
+    def informed(self, reader: EpisodeReader, episodes: np.ndarray) -> Processor:
+        """A copy that knows of the training episodes what ``statistics`` cannot tell. One process asks, for all."""
+        return self
 
     def without(self, keys: Collection[str]) -> Processor:
         """A copy that neither reads nor collates these batch keys: a cache holds what the model makes of them."""

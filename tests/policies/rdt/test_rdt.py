@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rdt_examples import DESCRIPTION, mock_batch, tiny, tiny_model
+from rdt_examples import DESCRIPTION, MOCK, mock_batch, tiny, tiny_model
 
 from vla_ft.config import load_run_config
-from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.data.formats.registry import open_dataset
+from vla_ft.data.mock import write_mock
+from vla_ft.data.statistics import DatasetStatistics, compute_statistics
+from vla_ft.data.windows import build_sample
 from vla_ft.errors import UserError
 from vla_ft.policies import rdt
 from vla_ft.policies.frozen_parts import compute_rows, leave_out
@@ -20,6 +23,7 @@ from vla_ft.policies.rdt.attention import ScaleNorm
 from vla_ft.policies.rdt.conditions import hidden, of_batch, rows_of
 from vla_ft.policies.rdt.config import CameraSlots, ConditionConfig, VectorConfig
 from vla_ft.policies.rdt.model import Rdt
+from vla_ft.policies.rdt.processing import RdtProcessor
 from vla_ft.policies.rdt.vector import EULER, QUATERNION, VectorMap
 from vla_ft.training.blocks import recompute_activations
 
@@ -228,6 +232,23 @@ def test_angles_become_six_numbers_and_come_back() -> None:
 def test_impossible_mappings_are_refused(names: tuple[str, ...], told: str) -> None:
     with pytest.raises(UserError, match=told):
         VectorMap(names, {}, "action")
+
+
+def test_the_mean_of_a_dropped_rotation_is_that_of_its_six_numbers(tmp_path: Path) -> None:
+    reader = open_dataset(write_mock(tmp_path, MOCK))
+    names = (*EULER, *(f"arm_joint_{i}_pos" for i in range(10)), "gripper_open")
+    config = tiny(vector=VectorConfig(action=names))
+    statistics = compute_statistics(reader, np.arange(1))
+    plain = RdtProcessor(config, reader.description, statistics)
+    assert plain.reads_episodes and not RdtProcessor(tiny(), reader.description, statistics).reads_episodes
+    made = plain.informed(reader, np.arange(1))
+    sample = build_sample(reader, 0, 3, made.window, made.keys)
+    before, after = (one.collate([sample])["state_mean"][0].numpy() for one in (plain, made))
+    states = plain.state_map.to_vector(reader.read(0, np.arange(int(reader.lengths[0])), ("proprio",))["proprio"])
+    np.testing.assert_allclose(after, states.mean(0), atol=1e-6)
+    turned = np.isin(np.arange(128), np.arange(33, 39))
+    np.testing.assert_allclose(before[~turned], after[~turned], atol=1e-5)
+    assert np.abs(before - after)[turned].max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", [EULER, QUATERNION])

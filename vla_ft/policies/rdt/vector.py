@@ -101,6 +101,11 @@ class VectorMap:
         self.mask = np.zeros(WIDTH, dtype=np.float32)
         self.mask[taken] = 1.0
 
+    @property
+    def turns(self) -> bool:
+        """Whether any rotation enters as angles or a quaternion."""
+        return bool(self._turns)
+
     def to_vector(self, values: np.ndarray) -> np.ndarray:
         """[..., P] in robot units to [..., 128], float64; places that are not used are 0."""
         if values.shape[-1] != len(self.names):
