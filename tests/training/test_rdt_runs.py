@@ -75,7 +75,10 @@ def test_cached_tokens_train_the_same_weights(whole: tuple[Path, dict[str, np.nd
 
 def test_a_run_on_rotations_learns_their_means_first(tmp_path: Path) -> None:
     joints = ",".join(f"arm_joint_{i}_pos" for i in range(10))
-    words = [f"model.vector.action=[eef_euler_x,eef_euler_y,eef_euler_z,{joints},gripper_open]", "validation.every=1000"]
+    words = [
+        f"model.vector.action=[eef_euler_x,eef_euler_y,eef_euler_z,{joints},gripper_open]",
+        "validation.every=1000",
+    ]
     whole_run = run_weights(tmp_path / "once", *words, "ema=null")
     run_weights(tmp_path / "twice", *words, "ema=null", "steps=2")
     assert_same(run_weights(tmp_path / "twice", *words, "ema=null"), whole_run)

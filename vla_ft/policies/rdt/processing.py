@@ -83,7 +83,7 @@ class RdtProcessor(Processor):
 
     @property
     def reads_episodes(self) -> bool:  # type: ignore[override]
-        """Only rotations: the mean of six numbers is not that of the mean angles. Nothing else needs more than means."""
+        """Only for rotations: the mean of six numbers is not that of the mean angles."""
         return self.state_map.turns
 
     def informed(self, reader: EpisodeReader, episodes: np.ndarray) -> RdtProcessor:
