@@ -10,7 +10,7 @@ from tiny_runs import TINY
 from vla_ft.config import load_run_config
 from vla_ft.errors import UserError
 from vla_ft.training.trainer import train
-from vla_ft.training.validation import mean_of_dims
+from vla_ft.training.validation import COUNT, SAMPLES, STEPS, _by_dataset, _means, mean_of_dims
 
 FROZEN = ("steps=1", "validation.every=1", "validation.samples=100", "batch.accumulation=1", "schedule.warmup_steps=0",
           "optimizer.lr=1e-30", "data.validation_fraction=0.5", "data.mock.min_length=7")  # fmt: skip
@@ -60,3 +60,25 @@ def test_a_mean_is_over_the_dimensions_that_a_robot_has():
     dims[0, [0, 1, 2, 3]], dims[1, 60] = 1, 1
     assert mean_of_dims(error, dims).tolist() == [[0.25] * 3, [1.0, 2.0, 3.0]]
     assert mean_of_dims(error, None)[1].tolist() == pytest.approx([1 / 128, 2 / 128, 3 / 128])
+
+
+class Alone:
+    """An engine of one process, as far as means are concerned."""
+
+    device = torch.device("cpu")
+
+    def broadcast(self, value):
+        return value
+
+    def sum(self, values):
+        return values
+
+
+def test_a_measure_of_each_sample_is_told_by_dataset():
+    names, totals = ("a", "b", "c"), {COUNT[SAMPLES]: 5.0, COUNT[STEPS]: 9.0, ("loss", SAMPLES): 10.0}
+    batches = [([1.0, 2.0, 6.0], [0, 1, 0]), ([5.0, 2.0], [0, 0])]
+    for values, numbers in batches:
+        for key, value in _by_dataset("sample_mse", torch.tensor(values), torch.tensor(numbers), names).items():
+            totals[key] = totals.get(key, 0.0) + value
+    means = _means(totals, Alone(), "validation")
+    assert means == {"validation/loss": 2.0, "validation/a_sample_mse": 3.5, "validation/b_sample_mse": 2.0}
