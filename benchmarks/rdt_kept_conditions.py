@@ -1,6 +1,6 @@
 """RDT's chunk with the keys and values of its conditions computed once, against once in each step of the solver.
 
-    OMP_NUM_THREADS=1 python benchmarks/rdt_kept_conditions.py > benchmarks/results/rdt_kept_conditions.json
+    OMP_NUM_THREADS=1 python benchmarks/rdt_kept_conditions.py --hidden-size 256 --depth 8 --heads 8 --pairs 7
     python benchmarks/rdt_kept_conditions.py --device cuda --dtype bf16 --hidden-size 2048 --depth 28 --heads 32
 
 Random weights, 4374 image tokens and 32 of language as in use. The image tower, which both ways run once, is left out.
@@ -31,6 +31,7 @@ def conditions(config: Config, device: torch.device, dtype: torch.dtype) -> Cond
         return Conditions(
             state=torch.randn(1, 1, WIDTH, dtype=dtype),
             mask=torch.ones(1, 1, WIDTH, dtype=dtype),
+            action_mask=torch.ones(1, 1, WIDTH, dtype=dtype),
             rate=torch.tensor([25]),
             language=torch.randn(1, _WORDS, config.language.width, dtype=dtype),
             language_mask=torch.ones(1, _WORDS, dtype=torch.bool),

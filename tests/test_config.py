@@ -84,7 +84,10 @@ def test_mixes_and_augmentation():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.augmentation=cogcat"], "Key 'data.augmentation' is 'cogcat': input should be 'none', 'cogact' or 'pi"),
+        (
+            ["data.augmentation=cogcat"],
+            "Key 'data.augmentation' is 'cogcat': input should be 'none', 'cogact', 'pizero' or",
+        ),
         (["data.augmentation=cogcat"], "Did you mean 'cogact'?"),
         (
             ["data.augmentation.brigthness=1"],

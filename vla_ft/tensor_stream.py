@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,18 @@ class Entry:
     def nbytes(self) -> int:
         """Bytes on disk."""
         return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Announced:
+    """Tensors whose names, shapes and types are known before any of them is read; iterating reads one at a time."""
+
+    entries: Sequence[Entry]
+    read: Callable[[Entry], Tensor]
+    """The tensor of an entry, of its type."""
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return ((entry.name, self.read(entry)) for entry in self.entries)
 
 
 def file_names(stem: str, entries: Sequence[Entry], limit: int = SHARD_BYTES) -> list[tuple[str, list[Entry]]]:

@@ -73,7 +73,9 @@ def test_the_draw_is_a_function_of_seed_and_position() -> None:
 
 def test_draws_of_neighbours_share_no_number() -> None:
     """A counter that the position itself counts would give the next position half of this one's numbers."""
-    config = AugmentationConfig(brightness=1.0, hue=0.5, contrast=(0.5, 1.5), saturation=(0.5, 1.5), crop_area=(0.5, 1.0))
+    config = AugmentationConfig(
+        brightness=1.0, hue=0.5, contrast=(0.5, 1.5), saturation=(0.5, 1.5), crop_area=(0.5, 1.0)
+    )
     draws = [Augmentation(config, 0).draw(position) for position in range(1000)]
     later = np.array([draw.brightness for draw in draws])[:-1]
     area = np.array([(draw.box[2] - draw.box[0]) * (draw.box[3] - draw.box[1]) for draw in draws])[1:]

@@ -124,10 +124,14 @@ def test_what_is_drawn_has_the_published_chances(monkeypatch: pytest.MonkeyPatch
         noise_first += names[0] == "noise" and len(names) == 2
     by_name = {name: np.array([value for other, value in said if other == name]) for name, _ in said}
     shares = {name: len(values) / count for name, values in by_name.items()}
-    expected = {"noise": 1.0, "blurred_by_motion": 1 / 4, **dict.fromkeys(("gaussian_blurred", "averaged", "median"), 1 / 12)}
+    expected = {
+        "noise": 1.0,
+        "blurred_by_motion": 1 / 4,
+        **dict.fromkeys(("gaussian_blurred", "averaged", "median"), 1 / 12),
+    }
     assert shares == pytest.approx(expected, abs=0.03)
     assert noise_first / count == pytest.approx(0.25, abs=0.03)
-    assert 0 <= by_name["noise"].min() and 12.5 < by_name["noise"].max() <= 12.75
+    assert by_name["noise"].min() >= 0 and 12.5 < by_name["noise"].max() <= 12.75
     assert set(by_name["averaged"]) == set(range(2, 8)) and set(by_name["median"]) == set(range(3, 12))
     assert set(by_name["blurred_by_motion"]) == set(range(3, 37))
     assert by_name["gaussian_blurred"].max() <= 3

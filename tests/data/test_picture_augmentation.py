@@ -51,7 +51,11 @@ def test_half_of_the_pictures_change_and_each_kind_is_as_frequent() -> None:
 def test_every_picture_of_a_sample_is_drawn_by_itself() -> None:
     changed = np.array(
         [
-            [(out["observation"][key][frame] != picture()).any() for key in ("image_top", "image_wrist") for frame in (0, 1)]
+            [
+                (out["observation"][key][frame] != picture()).any()
+                for key in ("image_top", "image_wrist")
+                for frame in (0, 1)
+            ]
             for out in (made()(sample(), position) for position in range(300))
         ]
     )

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from vla_ft.cli import main
 from vla_ft.config import DataConfig
 from vla_ft.data.formats import aloha_index
 from vla_ft.data.formats.aloha_hdf5 import AlohaHdf5Reader
@@ -206,3 +207,42 @@ def find_entry(values: dict[str, object]) -> object:
     from vla_ft.data.opening import MixEntry
 
     return MixEntry(**values)  # type: ignore[arg-type]
+
+
+def checked(folder: Path, tmp_path: Path, *words: str) -> dict[str, object]:
+    output = tmp_path / "check.json"
+    main(["data", "check", str(folder), "data.fps=5", "workers=0", "chunk=3", f"output={output}", *words])
+    return json.loads(output.read_text())  # type: ignore[no-any-return]
+
+
+def test_a_check_tells_what_training_would_leave_out_and_skip(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = checked(folder, tmp_path, "data.shortest=8", "data.skip_still=0.01")
+    reader = DataConfig(path="", skip_still=0.01, shortest=8).open(str(folder))
+    assert found["left_out"] == list(reader.left_out) == [2, 3]
+    assert found["skipped"] == {"task_a/episode_0.hdf5": int(reader.starts[0])} == {"task_a/episode_0.hdf5": 3}
+    assert found["read"] == int(reader.lengths[:2].sum()) == 19 and found["steps"] == 37
+    said = capsys.readouterr().out
+    assert "  task_b/episode_1.hdf5: has 5 steps, fewer than data.shortest=8\n" in said
+    assert "  task_b/episode_2.hdf5: never moves by more than data.skip_still=0.01\n" in said
+    assert "3 steps skipped in 1 of 4 episodes, most in task_a/episode_0.hdf5 (3); a run reads 19 of 37" in said
+    assert "2 episodes left out" in said
+
+
+def test_without_these_options_a_check_leaves_nothing_out(folder: Path, tmp_path: Path) -> None:
+    found = checked(folder, tmp_path)
+    assert (found["left_out"], found["skipped"], found["read"]) == ([], {}, 37)
+
+
+def test_what_is_wrong_in_an_episode_that_training_leaves_out_is_no_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File(folder / "task_b" / "episode_1.hdf5", "r+") as file:
+        file["action"][2, 0] = np.nan
+    assert checked(folder, tmp_path)["errors"] == 1
+    found = checked(folder, tmp_path, "data.shortest=8")
+    assert (found["errors"], found["left_out"]) == (0, [2])
+    nothing = checked(folder, tmp_path, "data.shortest=50")
+    assert (nothing["errors"], nothing["read"], nothing["left_out"]) == (1, 0, [0, 1, 2, 3])
+    assert "every episode is left out" in capsys.readouterr().out

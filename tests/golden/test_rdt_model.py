@@ -51,6 +51,7 @@ def conditions(golden: Golden) -> Conditions:
     return Conditions(
         state=golden["in.state_tokens"],
         mask=golden["in.action_mask"],
+        action_mask=golden["in.action_mask"],
         rate=golden["in.ctrl_freqs"],
         language=golden["in.lang_tokens"],
         language_mask=golden["in.lang_mask"],

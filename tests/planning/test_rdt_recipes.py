@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vla_ft.config import load_run_config
@@ -11,6 +13,13 @@ from vla_ft.planning.imagined import describe
 from vla_ft.planning.options import setup_of
 
 GIB = 2**30
+DOCS = Path(__file__).parents[2] / "docs" / "rdt.md"
+
+
+def documented(recipe: str) -> float:
+    """GiB that docs/rdt.md says."""
+    rows = (line.split("|") for line in DOCS.read_text().splitlines() if line.startswith(f"| `{recipe}` |"))
+    return float(next(rows)[4].split()[0])
 
 
 @pytest.mark.nightly
@@ -28,4 +37,5 @@ def test_recipe_fits_its_card(recipe: str, card: str, least: float, most: float)
     needed = forecast.needed / GIB
     print(f"{recipe}: {needed:.2f} GiB needed, {forecast.peak.total / GIB:.2f} GiB allocated")
     assert least < needed < most
+    assert needed == pytest.approx(documented(recipe), abs=0.06), "docs/rdt.md"
     assert forecast.parameters == ((166_229_888 if "170m" in recipe else 1_228_319_872), 412_987_248)

@@ -73,11 +73,40 @@ def test_cached_tokens_train_the_same_weights(whole: tuple[Path, dict[str, np.nd
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+def test_a_run_on_rotations_learns_their_means_first(tmp_path: Path) -> None:
+    joints = ",".join(f"arm_joint_{i}_pos" for i in range(10))
+    words = [
+        f"model.vector.action=[eef_euler_x,eef_euler_y,eef_euler_z,{joints},gripper_open]",
+        "validation.every=1000",
+    ]
+    whole_run = run_weights(tmp_path / "once", *words, "ema=null")
+    run_weights(tmp_path / "twice", *words, "ema=null", "steps=2")
+    assert_same(run_weights(tmp_path / "twice", *words, "ema=null"), whole_run)
+
+
 def test_published_measures_are_logged_for_both_kinds_of_episodes(whole: tuple[Path, dict[str, np.ndarray]]) -> None:
     last = read_metrics(whole[0])[-1]
     for kind in ("validation", "training_sample"):
         assert last[f"{kind}/overall_avg_sample_mse"] > 0 and last[f"{kind}/overall_avg_sample_l2err"] > 0
+        (own,) = [
+            value for name, value in last.items() if name.startswith(f"{kind}/mock_") and name.endswith("_sample_mse")
+        ]
+        assert own == pytest.approx(last[f"{kind}/overall_avg_sample_mse"], rel=1e-5)
+        # model.vector=aloha divides nothing: over the 14 dimensions of 128 that there are, both are the same error.
+        assert last[f"{kind}/action_l1"] == pytest.approx(last[f"{kind}/action_mae"], rel=1e-4)
     assert whole[1].keys() > {"ema model.x_pos_embed", "model vision.tower.post_layernorm.weight"}
+
+
+def test_published_measures_reach_tensorboard(whole: tuple[Path, dict[str, np.ndarray]]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = whole[0].rglob("events.out.tfevents*")
+    shown = EventAccumulator(str(events)).Reload()
+    for kind in ("validation", "training_sample"):
+        points = shown.Scalars(f"{kind}/overall_avg_sample_mse")
+        logged = [line[f"{kind}/overall_avg_sample_mse"] for line in read_metrics(whole[0]) if f"{kind}/loss" in line]
+        assert [point.step for point in points] == [2, 4]
+        assert [point.value for point in points] == pytest.approx(logged, rel=1e-6)
 
 
 def test_checkpoint_is_evaluated_in_robot_units(whole: tuple[Path, dict[str, np.ndarray]]) -> None:

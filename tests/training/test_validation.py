@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from narrow_trunk import narrow_trunk
 from tiny_runs import TINY
 
 from vla_ft.config import load_run_config
 from vla_ft.errors import UserError
 from vla_ft.training.trainer import train
+from vla_ft.training.validation import COUNT, SAMPLES, STEPS, _by_dataset, _means, mean_of_dims
 
 FROZEN = ("steps=1", "validation.every=1", "validation.samples=100", "batch.accumulation=1", "schedule.warmup_steps=0",
           "optimizer.lr=1e-30", "data.validation_fraction=0.5", "data.mock.min_length=7")  # fmt: skip
@@ -49,3 +51,34 @@ def test_a_share_of_which_nothing_was_held_out_is_said_and_refused_in_a_sweep(tm
         monkeypatch.delenv("WANDB_SWEEP_ID")
         train(load_run_config([*TINY, f"output={tmp_path / 'none'}", *one, "data.validation_fraction=0"]))
     assert "held out" not in capfd.readouterr().err
+
+
+def test_a_mean_is_over_the_dimensions_that_a_robot_has():
+    error = torch.zeros(2, 3, 128)
+    error[0, :, [0, 1]], error[1, :, 60] = 0.5, torch.tensor([1.0, 2.0, 3.0])
+    dims = torch.zeros(2, 128)
+    dims[0, [0, 1, 2, 3]], dims[1, 60] = 1, 1
+    assert mean_of_dims(error, dims).tolist() == [[0.25] * 3, [1.0, 2.0, 3.0]]
+    assert mean_of_dims(error, None)[1].tolist() == pytest.approx([1 / 128, 2 / 128, 3 / 128])
+
+
+class Alone:
+    """An engine of one process, as far as means are concerned."""
+
+    device = torch.device("cpu")
+
+    def broadcast(self, value):
+        return value
+
+    def sum(self, values):
+        return values
+
+
+def test_a_measure_of_each_sample_is_told_by_dataset():
+    names, totals = ("a", "b", "c"), {COUNT[SAMPLES]: 5.0, COUNT[STEPS]: 9.0, ("loss", SAMPLES): 10.0}
+    batches = [([1.0, 2.0, 6.0], [0, 1, 0]), ([5.0, 2.0], [0, 0])]
+    for values, numbers in batches:
+        for key, value in _by_dataset("sample_mse", torch.tensor(values), torch.tensor(numbers), names).items():
+            totals[key] = totals.get(key, 0.0) + value
+    means = _means(totals, Alone(), "validation")
+    assert means == {"validation/loss": 2.0, "validation/a_sample_mse": 3.5, "validation/b_sample_mse": 2.0}

@@ -42,7 +42,7 @@ class DataConfig(ReadConfig):
     registration files (``finetune_datasets.json`` and so on)."""
     format: str = "auto"
     augmentation: NamedOr[RecipeName, AugmentationConfig] = "none"
-    """Of training images: a published recipe (``cogact``, ``pizero``) or one's own ranges."""
+    """Of training images: a published recipe (``cogact``, ``pizero``, ``rdt``) or one's own ranges."""
     drop_unlabeled: bool | None = None
     """Leave out episodes without an instruction, with a count; null does so for published mixes alone, as they do."""
     instructions: Literal["first", "vary"] = "first"

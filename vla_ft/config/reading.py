@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from vla_ft.policies.registry import POLICIES, load_policy
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DEFAULT_RECIPE = "act-mock"
+_TIGHT = re.compile(r"[{,]\s*[\w.]+:[^\s/]")
+"""A key of an inline mapping without the space that YAML wants behind its colon."""
 
 
 def recipe_names() -> list[str]:
@@ -120,8 +123,10 @@ def _dotlist(pairs: dict[str, str]) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([f"{key}={value}" for key, value in pairs.items()])
     except Exception as error:  # as above
+        tight = next((f"{key}={value}" for key, value in pairs.items() if _TIGHT.search(value)), None)
+        hint = f" In {tight} a space is missing behind a colon: {{key: value}}, in quotes." if tight else ""
         raise UserError(
-            f"Cannot read the overrides {' '.join(f'{k}={v}' for k, v in pairs.items())}: {error}"
+            f"Cannot read the overrides {' '.join(f'{k}={v}' for k, v in pairs.items())}: {error}{hint}"
         ) from None
 
 

@@ -1,8 +1,9 @@
 """Image augmentation with TensorFlow's operators and the published recipes, on the CPU in NumPy.
 
-RDT's recipe is another kind of thing and has its own module (``picture_augmentation``). The operators here are ``tf.image``'s (crop_and_resize, adjust_brightness, _contrast, _saturation, _hue): RGB in [0, 1],
+The operators are ``tf.image``'s (crop_and_resize, adjust_brightness, _contrast, _saturation, _hue): RGB in [0, 1],
 clipped after each, rounded to uint8 at the end. What is drawn is a function of (seed, position in the run) alone, so no
-worker, rank or restart changes it, and all frames and cameras of a sample share one draw.
+worker, rank or restart changes it, and all frames and cameras of a sample share one draw. RDT's recipe is of another
+kind (``picture_augmentation``).
 """
 
 from __future__ import annotations
@@ -115,9 +116,7 @@ class Augmentation:
         )
 
 
-def find_augmentation(
-    choice: RecipeName | AugmentationConfig, seed: int
-) -> Augmentation | PictureAugmentation | None:
+def find_augmentation(choice: RecipeName | AugmentationConfig, seed: int) -> Augmentation | PictureAugmentation | None:
     """What ``data.augmentation`` asks for; None for none."""
     config = RECIPES[choice] if isinstance(choice, str) else choice
     if isinstance(config, PictureAugmentationConfig):

@@ -49,9 +49,7 @@ def random_blur(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return median(image, int(random.integers(3, 12)))
 
 
-def noisy(
-    image: np.ndarray, kind: Noise, scale: float, per_channel: bool, random: np.random.Generator
-) -> np.ndarray:
+def noisy(image: np.ndarray, kind: Noise, scale: float, per_channel: bool, random: np.random.Generator) -> np.ndarray:
     """Add whole numbers drawn for each pixel, or for each of its channels.
 
     ``gaussian``: standard deviation ``scale``; ``laplace``: scale ``scale``; ``poisson``: mean ``scale``, either sign.
@@ -105,7 +103,7 @@ def blurred_by_motion(image: np.ndarray, size: int, angle: float, direction: flo
 
 
 def motion_kernel(size: int, angle: float, direction: float) -> np.ndarray:
-    """float32 [k, k] that sums to 1: a line through the centre, turned by ``angle`` degrees; k is odd, at least ``size``.
+    """float32 [k, k] that sums to 1: a line through the centre, turned by ``angle`` degrees. k is ``size``, made odd.
 
     ``direction`` from -1 to 1: how the weight runs along the line, from all at its end over even (0) to all at its
     start. Levels are those of a picture of bytes, as published.

@@ -1,8 +1,8 @@
 """RDT's augmentation of training pictures: every picture by itself, half of them, in colour, by corruption, or both.
 
 Facts of thu-ml/RoboticsDiffusionTransformer, ``train/dataset.py``: colours change as torchvision's ``ColorJitter`` does
-on Pillow pictures, corruption is ``corruption.corrupted``. Borders to a square and the replacement of hidden pictures by
-grey come after it, in the model. What is drawn is a function of (seed, position in the run, camera, frame) alone.
+on Pillow pictures, corruption is ``corruption.corrupted``. Borders to a square and the replacement of hidden pictures
+by grey come after it, in the model. What is drawn is a function of (seed, position in the run, camera, frame) alone.
 """
 
 from __future__ import annotations

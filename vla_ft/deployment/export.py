@@ -25,7 +25,7 @@ from vla_ft.deployment.weights import TrainedWeights, Which, build_plain, read_f
 from vla_ft.errors import UserError, unknown
 from vla_ft.policies.base import TrainedFacts
 from vla_ft.policies.registry import load_policy
-from vla_ft.tensor_stream import Entry, TensorReader, TensorWriter
+from vla_ft.tensor_stream import Announced, Entry, TensorReader, TensorWriter
 
 OWN = "safetensors"
 LEROBOT = ("lerobot", "lerobot03")
@@ -165,7 +165,7 @@ def _write_published(source: _Source, folder: Path) -> str:
     policy, wanted = load_policy(source.run.policy), source.config.format
     files, folders = getattr(policy, "EXPORTS", {}), getattr(policy, "EXPORT_FOLDERS", {})
     with source.weights() as weights:
-        tensors = ((e.name, weights.read(e.name).to(e.dtype)) for e in source.entries(weights))
+        tensors = Announced(source.entries(weights), lambda entry: weights.read(entry.name).to(entry.dtype))
         if wanted in files:
             count = int(files[wanted](folder / f"{_STEM}.pt", tensors, source.run.model, source.step))
         else:

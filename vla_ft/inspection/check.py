@@ -43,9 +43,15 @@ def check(config: CheckConfig) -> CheckReport:
         raise UserError(f"output={output} cannot be written: its folder does not exist. Make it first.")
     if output is not None and output.is_dir():
         raise UserError(f"output={output} is a folder. Name a file for the findings, such as {output / 'check.json'}.")
-    data = dataclasses.replace(config.data, on_damage="skip")  # all damage is looked for, not the first
+    # All damage is looked for, not the first, and in all steps: what is left out and skipped is told.
+    data = dataclasses.replace(config.data, on_damage="skip", skip_still=None, shortest=None)
     options = CheckOptions(
-        images=config.images, chunk=config.chunk, skip=config.on_damage == "skip", workers=config.workers
+        images=config.images,
+        chunk=config.chunk,
+        skip=config.on_damage == "skip",
+        skip_still=config.data.skip_still,
+        shortest=config.data.shortest,
+        workers=config.workers,
     )
     return check_dataset(data.open(data.path), options)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from vla_ft.config import DataConfig
 from vla_ft.data.mixture import MixtureReader
-from vla_ft.policies.rdt.config import VectorConfig
+from vla_ft.policies.rdt.config import Vector
 from vla_ft.policies.rdt.statistics import dataset_stat, merge_stat
 from vla_ft.policies.rdt.vector import VectorMap, find_vector
 
@@ -23,7 +23,7 @@ class StatisticsConfig:
     data: DataConfig
     name: str | None = None
     """Name of the entry; null takes the dataset's. Datasets of a mix have their own."""
-    vector: Literal["agilex", "aloha"] | VectorConfig = "agilex"
+    vector: Vector = "agilex"
     """As ``model.vector``."""
     output: str = "dataset_stat.json"
     """The file; entries of other datasets in it are kept."""

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vla_ft.data.checking.findings import CheckReport, Finding
+from vla_ft.data.checking.trimmed import SHORT, STILL
 from vla_ft.inspection.overview import Inspection, Overview, feature_rows
 
 _SHOWN = 8
@@ -82,6 +83,8 @@ def print_report(console: Console, report: CheckReport) -> None:
         ordered = sorted(report.of(level), key=lambda one: one.kind)  # type: ignore[arg-type]
         for kind, group in groupby(ordered, key=lambda one: one.kind):
             _print_kind(console, level, kind, list(group))
+    if report.skipped:
+        console.print(skipping(report), soft_wrap=True, highlight=False)
     console.print(
         f"{report.dataset}: {report.episodes:,} episodes, {report.steps:,} steps, {report.frames:,} frames looked at; "
         + verdict(report),
@@ -97,8 +100,20 @@ def verdict(report: CheckReport) -> str:
     errors, warnings, left_out = len(report.of("error")), len(report.of("warning")), report.left_out
     parts = [_many(errors, "error") if errors else "nothing is wrong"]
     parts += [_many(warnings, "warning")] if warnings else []
-    parts += [f"{_many(len(left_out), 'damaged episode')} left out"] if left_out else []
+    told = any(one.kind in (SHORT, STILL) for one in report.of("left out"))
+    what = "episode" if told else "damaged episode"
+    parts += [f"{_many(len(left_out), what)} left out"] if left_out else []
     return ", ".join(parts)
+
+
+def skipping(report: CheckReport) -> str:
+    """What ``data.skip_still`` skips, in words."""
+    name, most = max(report.skipped.items(), key=lambda item: item[1])
+    return (
+        f"still beginnings: {_many(sum(report.skipped.values()), 'step')} skipped in {len(report.skipped)} of "
+        f"{_many(report.episodes, 'episode')}, most in {name} ({most}); a run reads {report.read:,} of "
+        f"{report.steps:,} steps (data.skip_still)"
+    )
 
 
 def _many(number: int, noun: str) -> str:

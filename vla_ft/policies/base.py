@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
+from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.sample import DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.data.windows import WindowSpec
@@ -18,7 +19,9 @@ from vla_ft.data.windows import WindowSpec
 Batch = dict[str, Tensor]
 """Tensors with the batch dimension first, ready for the model. Keys are the policy's own, but for two that every batch
 has: ``action`` float [B, horizon, A], normalised, and ``action_pad_mask`` bool [B, horizon], True where real. Batches
-of a mixture carry ``dataset`` int64 [B] as well: the place of each sample's dataset among the statistics' parts."""
+of a mixture carry ``dataset`` int64 [B] as well: the place of each sample's dataset among the statistics' parts. Where
+the policy's actions have dimensions that a robot lacks, ``action_mask`` [B, A] is 1 in those that it has, else 0:
+measured errors are means over these."""
 
 
 FEATURE_PREFIX = "feature_"
@@ -108,7 +111,8 @@ class Model(nn.Module, ABC):
         """Normalised action chunk float [B, horizon, A]. Never reads targets that the batch may carry."""
 
     def sample_metrics(self, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Published measures of what ``sample`` gave for a batch with targets, scalars; validation logs their mean."""
+        """Published measures of what ``sample`` gave for a batch with targets. Validation logs the mean of scalars, and
+        of those with a number a sample [B] the mean over each dataset's samples, behind the dataset's name."""
         return {}
 
     @abstractmethod
@@ -138,6 +142,8 @@ class Processor(ABC):
     """An instruction that ``collate`` takes where a batch is only imagined (the planner's); None: any."""
     reads_instructions: bool = False
     """Whether ``require`` wants to see every instruction before the first step."""
+    reads_episodes: bool = False
+    """Whether ``informed`` wants to see the training episodes before the first step."""
     random_keys: tuple[str, ...] = ()
     """Batch keys whose values ``collate`` draws at random (augmented images): nothing computed from them is cached."""
 
@@ -148,6 +154,10 @@ class Processor(ABC):
     def tokens_of(self, instruction: str) -> Sequence[int]:
         """The numbers that an instruction becomes; none for a policy that reads no words."""
         return ()
+
+    def informed(self, reader: EpisodeReader, episodes: np.ndarray) -> Processor:
+        """A copy that knows of the training episodes what ``statistics`` cannot tell. One process asks, for all."""
+        return self
 
     def without(self, keys: Collection[str]) -> Processor:
         """A copy that neither reads nor collates these batch keys: a cache holds what the model makes of them."""

@@ -37,7 +37,7 @@ class PolicyPackage(Protocol):
     - ``TRANSLATORS``: published code by name, each ``(file, overrides, cards) -> Translation`` of its training files;
     - ``FOREIGN_KEYS``: keys of published training files by name, each with what to say here instead;
     - ``EXPORTS``: published layouts by name, each ``(path, tensors, config, step) -> number of tensors written``;
-    - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, tensors, TrainedFacts) -> number of tensors``;
+    - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, Announced, TrainedFacts) -> tensors written``;
     - ``COMPLETES``: true where ``load_weights`` takes ``base=``, the file of the parts that another one leaves out;
     - ``open_published(folder) -> Published``, ``published_settings(folder) -> dict`` (the ``model`` section) and
       ``our_key(feature) -> str``, our name of the publisher's observation keys, where others publish checkpoints as

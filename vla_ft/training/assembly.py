@@ -94,6 +94,9 @@ def assemble(
     statistics = on_main(engine, lambda: _statistics(config, reader, split))
 
     processor = load_policy(config.policy).build_processor(config.model, reader.description, statistics)
+    if processor.reads_episodes:
+        seen = processor
+        processor = on_main(engine, lambda: seen.informed(reader, split.training))
     if processor.reads_instructions:
         on_main(engine, lambda: processor.require(all_instructions(reader)))
     weights, cached = _hold_model(config, engine, reader, processor, start, published, say)

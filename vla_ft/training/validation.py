@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vla_ft.errors import UserError
-from vla_ft.policies.base import Batch, Processor
+from vla_ft.policies.base import Batch
 from vla_ft.training.assembly import Run
 from vla_ft.training.engines import Engine
 
@@ -27,7 +27,8 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine, prefix: str = "
     """Means over all windows of all processes, with the averaged weights when there are any. Collective.
 
     ``prefix`` comes before the names of the numbers: ``validation/action_l1`` is the mean absolute error of ``sample``
-    in normalised units, ``validation/action_mae`` in robot units; steps past an episode's end do not count.
+    in normalised units over the dimensions that the robot has, ``validation/action_mae`` in robot units; steps past an
+    episode's end do not count.
     ``validation/action_within_X`` is the share of steps whose every dimension is nearer than the threshold X,
     normalised. None of these depends on how the windows are batched; the policy's own measures
     (``Model.sample_metrics``) are means over batches, a shorter one weighing less. Random numbers drawn here come from
@@ -44,7 +45,7 @@ def validate(run: Run, batches: Iterable[Batch], engine: Engine, prefix: str = "
         with engine.holding(ema.average) if ema else nullcontext(), torch.random.fork_rng(devices):
             torch.manual_seed(run.state.config.seed)
             for batch, counts in _in_step(_until_mistake(batches, mistakes), engine):
-                sums = _sums(engine, run.processor, batch, run.state.config.validation.thresholds)
+                sums = _sums(engine, run, batch)
                 for name, value in sums.items() if counts else ():
                     totals[name] = totals.get(name, 0.0) + value
     finally:
@@ -86,7 +87,16 @@ def rows_within(error: Tensor, threshold: float) -> Tensor:
     return (error < threshold).all(-1)
 
 
-def _sums(engine: Engine, processor: Processor, batch: Batch, thresholds: Sequence[float]) -> Totals:
+def mean_of_dims(error: Tensor, dims: Tensor | None) -> Tensor:
+    """Mean [B, H] of ``error`` [B, H, A] over the dimensions that a robot has, 1 in ``dims`` [B, A]; None: all."""
+    if dims is None:
+        return error.mean(-1)
+    weights = dims[:, None].to(error.dtype)
+    return (error * weights).sum(-1) / weights.sum(-1).clamp(min=1)
+
+
+def _sums(engine: Engine, run: Run, batch: Batch) -> Totals:
+    processor, thresholds = run.processor, run.state.config.validation.thresholds
     result = engine.loss(batch)
     predicted = engine.sample(batch).float()
     real = batch["action_pad_mask"]
@@ -98,21 +108,40 @@ def _sums(engine: Engine, processor: Processor, batch: Batch, thresholds: Sequen
     for name, value in result.metrics.items():
         over, count = (STEPS, steps) if name in result.per_step else (SAMPLES, samples)
         sums[name, over] = float(value) * count
-    error = (predicted - batch["action"]).abs()[real]
-    sums["action_l1", STEPS] = float(error.mean(-1).sum())
+    absolute = (predicted - batch["action"]).abs()
+    error = absolute[real]
+    sums["action_l1", STEPS] = float(mean_of_dims(absolute, batch.get("action_mask"))[real].sum())
     sums |= {(f"action_within_{limit:g}", STEPS): float(rows_within(error, limit).sum()) for limit in thresholds}
     sums["action_mae", STEPS] = float(robot_error.mean(-1)[real.cpu().numpy()].sum())
+    sums |= {COUNT[SAMPLES]: samples, COUNT[STEPS]: steps}
+    numbers = torch.zeros(len(real), dtype=torch.int64, device=real.device) if of is None else of
+    datasets = list(processor.statistics.parts) or [run.reader.description.name]
     for name, value in engine.model.sample_metrics(predicted, batch).items():
-        sums[name, SAMPLES] = float(value) * samples
-    return sums | {COUNT[SAMPLES]: samples, COUNT[STEPS]: steps}
+        if value.ndim:
+            sums |= _by_dataset(name, value, numbers, datasets)
+        else:
+            sums[name, SAMPLES] = float(value) * samples
+    return sums
+
+
+def _by_dataset(name: str, values: Tensor, numbers: Tensor, datasets: Sequence[str]) -> Totals:
+    """Sums of a measure of each sample [B] by the dataset ``numbers`` int [B] that it comes from; 0 for all others."""
+    sums: Totals = {}
+    for number, dataset in enumerate(datasets):
+        mine, over = numbers == number, f"samples of {dataset}"
+        sums[f"{dataset}_{name}", over] = float(values[mine].sum())
+        sums["", over] = float(mine.sum())
+    return sums
 
 
 def _means(totals: Totals, engine: Engine, prefix: str) -> dict[str, float]:
     names = engine.broadcast(sorted(totals))  # a process may hold no window at all; the main one always does
     sums = torch.tensor([totals.get(name, 0.0) for name in names], dtype=torch.float64, device=engine.device)
     whole = dict(zip(names, engine.sum(sums).tolist(), strict=True))
-    counts = {over: max(1.0, whole.pop(COUNT[over])) for over in (SAMPLES, STEPS)}
+    counts = {over: whole.pop((name, over)) for name, over in names if not name}
     means: dict[str, float] = {}
     for (name, over), value in whole.items():
-        means[f"{prefix}/{name}"] = means.get(f"{prefix}/{name}", 0.0) + value / counts[over]
+        if counts[over] == 0 and over not in COUNT:
+            continue  # nothing of this dataset was held out
+        means[f"{prefix}/{name}"] = means.get(f"{prefix}/{name}", 0.0) + value / max(1.0, counts[over])
     return means

@@ -6,18 +6,25 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from rdt_examples import DESCRIPTION, mock_batch, tiny, tiny_model
+from rdt_examples import DESCRIPTION, MOCK, mock_batch, tiny, tiny_model
 
-from vla_ft.data.statistics import DatasetStatistics
+from vla_ft.config import load_run_config
+from vla_ft.data.formats.registry import open_dataset
+from vla_ft.data.mock import write_mock
+from vla_ft.data.statistics import DatasetStatistics, compute_statistics
+from vla_ft.data.windows import build_sample
 from vla_ft.errors import UserError
 from vla_ft.policies import rdt
 from vla_ft.policies.frozen_parts import compute_rows, leave_out
+from vla_ft.policies.rdt.attention import ScaleNorm
 from vla_ft.policies.rdt.conditions import hidden, of_batch, rows_of
 from vla_ft.policies.rdt.config import CameraSlots, ConditionConfig, VectorConfig
 from vla_ft.policies.rdt.model import Rdt
-from vla_ft.policies.rdt.vector import VectorMap
+from vla_ft.policies.rdt.processing import RdtProcessor
+from vla_ft.policies.rdt.vector import EULER, QUATERNION, VectorMap
 from vla_ft.training.blocks import recompute_activations
 
 PLACES = [(0, 0), (0, 5), (1, 9)]
@@ -50,7 +57,29 @@ def test_loss_learns_and_sampling_stays_in_the_robots_places(tmp_path: Path) -> 
     assert (chunk[:, :, processor.action_map.mask == 0] == 0).all()
     assert processor.unnormalize(chunk).shape == (3, 4, 14)
     measures = model.sample_metrics(batch["action"], batch)
-    assert [v.item() for v in measures.values()] == [0.0, 0.0]
+    assert [v.sum().item() for v in measures.values()] == [0.0] * 4
+
+
+def test_a_state_and_an_action_of_other_places_are_kept_apart(tmp_path: Path) -> None:
+    arms = two_arms()
+    vector = VectorConfig(
+        state=arms, action=tuple(name.replace("_pos", "_vel").replace("open", "open_vel") for name in arms)
+    )
+    batch, processor = mock_batch(tmp_path, tiny(vector=vector), PLACES)
+    state, action = batch["state_mask"][0].bool(), batch["action_mask"][0].bool()
+    assert not (state & action).any() and state.sum() == action.sum() == 14
+    assert torch.equal(batch["action"][..., ~action], torch.zeros_like(batch["action"][..., ~action]))
+    model = filled(vector=vector)
+    seen: list[torch.Tensor] = []
+    model.state_adaptor.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    with torch.no_grad():
+        chunk = model.sample(batch)
+    assert torch.equal(seen[0][:, 0, 128:], batch["state_mask"])
+    assert all(torch.equal(seen[0][:, place, 128:], batch["action_mask"]) for place in range(1, 5))
+    assert chunk[..., action].abs().min() > 0 and (chunk[..., ~action] == 0).all()
+    assert abs(processor.unnormalize(chunk)).min() > 0
+    measures = model.sample_metrics(batch["action"] + 0.5, batch)
+    assert measures["overall_avg_sample_mse"] == measures["sample_mse"][0] == 0.25
 
 
 def test_sampling_never_reads_targets(tmp_path: Path) -> None:
@@ -205,6 +234,76 @@ def test_impossible_mappings_are_refused(names: tuple[str, ...], told: str) -> N
         VectorMap(names, {}, "action")
 
 
+def test_the_mean_of_a_dropped_rotation_is_that_of_its_six_numbers(tmp_path: Path) -> None:
+    reader = open_dataset(write_mock(tmp_path, MOCK))
+    names = (*EULER, *(f"arm_joint_{i}_pos" for i in range(10)), "gripper_open")
+    config = tiny(vector=VectorConfig(action=names))
+    statistics = compute_statistics(reader, np.arange(1))
+    plain = RdtProcessor(config, reader.description, statistics)
+    assert plain.reads_episodes and not RdtProcessor(tiny(), reader.description, statistics).reads_episodes
+    made = plain.informed(reader, np.arange(1))
+    sample = build_sample(reader, 0, 3, made.window, made.keys)
+    before, after = (one.collate([sample])["state_mean"][0].numpy() for one in (plain, made))
+    states = plain.state_map.to_vector(reader.read(0, np.arange(int(reader.lengths[0])), ("proprio",))["proprio"])
+    np.testing.assert_allclose(after, states.mean(0), atol=1e-6)
+    turned = np.isin(np.arange(128), np.arange(33, 39))
+    np.testing.assert_allclose(before[~turned], after[~turned], atol=1e-5)
+    assert np.abs(before - after)[turned].max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [EULER, QUATERNION])
+def test_a_rotation_has_no_divisor_and_no_zero_quaternion(kind: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=rf"action_divisors names '{kind[0]}': a rotation"):
+        VectorMap(kind, {kind[0]: 2.0}, "action")
+    values = np.zeros((3, len(kind)))
+    if kind is EULER:
+        assert VectorMap(kind, {}, "state").to_vector(values)[0, 33:39].tolist() == [1, 0, 0, 0, 1, 0]
+    else:
+        with pytest.raises(UserError, match="state holds a quaternion of four zeros"):
+            VectorMap(kind, {}, "state").to_vector(values)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model.vector=alohaa"], "Key 'model.vector' is 'alohaa': .*Did you mean 'aloha'"),
+        (["model.vector={state: [gripper_open]}"], "Key 'model.vector.action' is missing: give model.vector.action="),
+        (["model.vector={action:[x]}"], "a space is missing behind a colon"),
+    ],
+)
+def test_mistakes_in_a_mapping_are_told_by_keys_that_can_be_given(words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told) as error:
+        load_run_config(["recipe=rdt-mock", *words])
+    assert "VectorConfig" not in str(error.value) and "literal" not in str(error.value)
+
+
+def test_what_an_error_says_to_type_can_be_typed() -> None:
+    names = "[gripper_open]"
+    config = load_run_config(["recipe=rdt-mock", f"model.vector.action={names}", f"model.vector.state={names}"])
+    assert config.model.vector == VectorConfig(action=("gripper_open",), state=("gripper_open",))
+
+
+def test_fresh_weights_start_as_published() -> None:
+    torch.manual_seed(0)
+    model = tiny_model(hidden_size=128, depth=1)
+    core = model.model
+    last = core.final_layer.ffn_final.fc2
+    assert (last.weight == 0).all() and (last.bias == 0).all()
+    for embedder in (core.t_embedder, core.freq_embedder):
+        for layer in (embedder.mlp[0], embedder.mlp[2]):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.03) and (layer.bias == 0).all()
+    for layer in (
+        core.blocks[0].attn.qkv,
+        core.blocks[0].cross_attn.kv,
+        core.blocks[0].ffn.fc1,
+        model.state_adaptor[0],
+    ):
+        bound = (6 / sum(layer.weight.shape)) ** 0.5  # Xavier's, uniform
+        assert bound * 0.98 < layer.weight.abs().max() <= bound and (layer.bias == 0).all()
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+    assert all((norm.weight == 1).all() for norm in model.modules() if isinstance(norm, ScaleNorm))
+
+
 def test_a_dataset_that_does_not_fit_is_told_in_words() -> None:
     with pytest.raises(UserError, match=r"has 14 dimensions of action .* maps 1 "):
         rdt.build_model(tiny(vector=VectorConfig(action=("gripper_open",), state=two_arms())), DESCRIPTION)
@@ -224,3 +323,6 @@ def test_settings_are_suggested_by_camera_names(tmp_path: Path) -> None:
     settings = rdt.suggest(DESCRIPTION, statistics)
     assert settings["cameras"] == {"external": "top", "right_wrist": "wrist", "left_wrist": None}
     assert settings["vector"] == "aloha"
+    statistics["action"].max[6] = 1.0
+    statistics["action"].max[13] = 4.0  # the other arm's gripper alone is in Agilex' units
+    assert rdt.suggest(DESCRIPTION, statistics)["vector"] == "agilex"

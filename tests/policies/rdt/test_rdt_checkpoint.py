@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from vla_ft.policies.rdt.config import VisionConfig
 from vla_ft.policies.rdt.model import Rdt
 from vla_ft.policies.rdt.publish import write_published
 from vla_ft.policies.rdt.published_config import published_values
+from vla_ft.tensor_stream import Announced, Entry
 
 
 def runner_state(model: Rdt) -> dict[str, Tensor]:
@@ -93,6 +95,29 @@ def test_a_file_of_deepspeed(source: Rdt, siglip: Path, tmp_path: Path) -> None:
         assert_equal(model, source)
 
 
+def test_the_configuration_of_a_checkpoint_is_a_folder_above_deepspeeds_file(
+    source: Rdt, siglip: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-1000"
+    (folder / "pytorch_model").mkdir(parents=True)
+    (folder / "ema").mkdir()
+    file = folder / "pytorch_model" / "mp_rank_00_model_states.pt"
+    torch.save({"module": runner_state(source)}, file)
+    save_file(runner_state(source), folder / "ema" / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(published_values(tiny())))
+    places = (file, file.parent, folder / "ema")
+    for path in places:
+        model = target(siglip)
+        load_weights(model, str(path))
+        assert_equal(model, source)
+    (folder / "config.json").write_text(json.dumps(published_values(tiny(prediction="epsilon"))))
+    for path in places:
+        with pytest.raises(UserError, match=r"noise_scheduler.prediction_type 'epsilon' .here 'sample'"):
+            load_weights(target(siglip), str(path))
+    (folder / "config.json").write_text("{}")  # of something else
+    load_weights(target(siglip), str(file))
+
+
 def test_no_weights_but_the_tower(source: Rdt, siglip: Path) -> None:
     model = target(None)
     before = runner_state(model)
@@ -141,7 +166,18 @@ def test_weights_go_back_to_the_published_form(source: Rdt, siglip: Path, tmp_pa
     folder.mkdir()
     known = {"description": DESCRIPTION, "statistics": plain_statistics(DESCRIPTION), "step": 7}
     facts = TrainedFacts(config=source.config, **known)
-    assert write_published(folder, source.state_dict().items(), facts) == len(runner_state(source))
+    state, alive, most = source.state_dict(), weakref.WeakSet(), 0
+
+    def read(entry: Entry) -> Tensor:
+        nonlocal most
+        value = state[entry.name].clone()
+        alive.add(value)
+        most = max(most, len(alive))
+        return value
+
+    entries = [Entry(name, tuple(value.shape), value.dtype) for name, value in state.items()]
+    assert write_published(folder, Announced(entries, read), facts) == len(runner_state(source))
+    assert most == 1, "one tensor at a time is in memory"
     assert load_file(folder / "model.safetensors").keys() == runner_state(source).keys()
     assert json.loads((folder / "config.json").read_text())["rdt"]["hidden_size"] == 16
     model = target(siglip)

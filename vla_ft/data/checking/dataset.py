@@ -13,6 +13,7 @@ import numpy as np
 from vla_ft.data.checking.episode import EpisodeFacts, Movement, examine
 from vla_ft.data.checking.findings import CheckReport, Finding
 from vla_ft.data.checking.frames import ImageMode
+from vla_ft.data.checking.trimmed import trim
 from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.mixture import MixtureReader
 from vla_ft.data.sample import DatasetDescription
@@ -30,19 +31,30 @@ _BATCH = 8
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
     """``chunk``: steps of an action chunk, None for one second. ``skip``: judge as a run with ``data.on_damage=skip``,
-    which does not read damaged episodes."""
+    which does not read damaged episodes. ``skip_still`` and ``shortest``: as a run with these options of ``data``."""
 
     images: ImageMode = "sample"
     chunk: int | None = None
     skip: bool = False
+    skip_still: float | None = None
+    shortest: int | None = None
     workers: int = 0
 
 
 def check_dataset(reader: EpisodeReader, options: CheckOptions) -> CheckReport:
-    """Look at every episode. Raises UserError when the machine fails rather than the data."""
+    """Look at every episode of ``reader``, which is whole: the options say what a run leaves out of it.
+
+    Raises UserError when the machine fails rather than the data.
+    """
     facts = list(_examined(reader, options))
-    findings = [finding for one in facts for finding in _judged(one, options.skip)]
     parts = list(reader.parts.values()) if isinstance(reader, MixtureReader) else [reader]
+    trimmed, start = [], 0
+    for part in parts:
+        mine = facts[start : start + len(part.lengths)]
+        trimmed.append(trim(part, mine, start, options.skip_still, options.shortest))
+        start += len(part.lengths)
+    findings = [finding for one in facts for finding in _judged(one, options.skip)]
+    findings += [finding for one in trimmed for finding in one.findings]
     start = 0
     for part in parts:
         mine = facts[start : start + len(part.lengths)]
@@ -57,6 +69,8 @@ def check_dataset(reader: EpisodeReader, options: CheckOptions) -> CheckReport:
         steps=int(reader.lengths.sum()),
         frames=sum(one.frames for one in facts),
         findings=tuple(findings),
+        skipped={name: steps for one in trimmed for name, steps in one.skipped.items()},
+        read=sum(one.steps for one in trimmed),
         counts=tuple(reader.counts()),
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Level = Literal["error", "warning", "left out"]
@@ -13,13 +14,13 @@ Level = Literal["error", "warning", "left out"]
 class Finding:
     """One thing that is wrong (``error``), or that a person should look at (``warning``).
 
-    ``left out``: wrong in an episode that a run with ``data.on_damage=skip`` does not read.
+    ``left out``: of an episode that a run does not read, by ``data.on_damage=skip``, ``shortest`` or ``skip_still``.
     """
 
     level: Level
     kind: str
     """Groups findings: damaged, not finite, width, time, image, black, frozen, jump, constant, instruction, short,
-    files (remarks about the files as a whole), length."""
+    files (remarks about the files as a whole), length, too short, never moves, nothing left."""
     message: str
     episode: int | None = None
     """Number of the episode in the whole dataset; None for what concerns all of it."""
@@ -45,6 +46,10 @@ class CheckReport:
     frames: int
     """Frames of all cameras that were decoded."""
     findings: tuple[Finding, ...]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Steps that ``data.skip_still`` skips at the start of an episode, by its name."""
+    read: int = 0
+    """Steps that a run reads, but for damaged episodes."""
     counts: tuple[str, ...] = ()
     """Lines that the format's own documentation promises (``EpisodeReader.counts``)."""
 
@@ -54,11 +59,12 @@ class CheckReport:
 
     @property
     def left_out(self) -> list[int]:
-        """Numbers of the episodes that a run with ``data.on_damage=skip`` does not read."""
+        """Numbers of the episodes that a run does not read."""
         return sorted({finding.episode for finding in self.of("left out") if finding.episode is not None})
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         counts = {"errors": len(self.of("error")), "warnings": len(self.of("warning")), "left_out": self.left_out}
-        about = {name: getattr(self, name) for name in ("dataset", "episodes", "steps", "frames")}
+        about = {name: getattr(self, name) for name in ("dataset", "episodes", "steps", "frames", "read")}
+        about["skipped"] = dict(self.skipped)
         return about | counts | {"findings": [dataclasses.asdict(finding) for finding in self.findings]}

@@ -41,7 +41,8 @@ def suggest(description: DatasetDescription, statistics: DatasetStatistics) -> d
     """Model settings for a dataset: cameras by what their names say, and ALOHA's mapping for 14 dimensions."""
     settings: dict[str, Any] = {"cameras": _places(list(description.cameras))}
     if description.action_dim == 14:
-        largest = max(part["action"].max[6] for part in statistics.each().values())
+        # Both grippers: recordings of one arm's work leave the other's closed.
+        largest = max(part["action"].max[side] for part in statistics.each().values() for side in (6, 13))
         settings["vector"] = "aloha" if largest <= 1.5 else "agilex"
     return settings
 

@@ -20,6 +20,7 @@ TOWER = "vision.tower."
 """Where the image tower lies in our model; published RDT weights do not hold it."""
 _FOREIGN_TOWER = "(siglip) "
 _SIGN = "model.x_pos_embed"
+DEEPSPEED_FILE = "mp_rank_00_model_states.pt"
 _MODULE = "module"
 """Part of a DeepSpeed file that holds the weights."""
 
@@ -31,9 +32,10 @@ def load_weights(
 
     ``path`` and ``layout``: ``published``, a hub folder or one that the published training saved (config.json with
     ``model.safetensors`` or ``pytorch_model.bin``), or its weights file; ``deepspeed``, a file of DeepSpeed's
-    (``mp_rank_00_model_states.pt``), whose part ``module`` is taken; ``vla_ft``, our own export; ``siglip``, the image
-    tower alone, the rest stays fresh; or ``auto``. Published weights hold no image tower: it comes from
-    ``model.vision.weights``. A config.json beside the weights must agree with the configuration.
+    (``mp_rank_00_model_states.pt``, or its folder), whose part ``module`` is taken; ``vla_ft``, our own export;
+    ``siglip``, the image tower alone, the rest stays fresh; or ``auto``. Published weights hold no image tower: it
+    comes from ``model.vision.weights``. A config.json beside the weights or a folder up must agree with the
+    configuration.
     ``assign`` and ``place`` as in ``ledger.apply_import``. Raises UserError before anything is changed.
     """
     if not isinstance(model, Rdt):
@@ -87,6 +89,8 @@ def _may_be_new(name: str, layout: str, config: Config) -> bool:
 
 
 def _open(path: Path, layout: str) -> TensorFiles:
+    if (path / DEEPSPEED_FILE).is_file():
+        return open_tensors(path / DEEPSPEED_FILE, _MODULE)
     if layout == "deepspeed":
         return open_tensors(path, _MODULE)
     if layout == "auto" and path.suffix == ".pt":
@@ -101,9 +105,19 @@ def _open(path: Path, layout: str) -> TensorFiles:
 
 
 def _check_config(path: Path, config: Config) -> None:
-    beside = (path if path.is_dir() else path.parent) / FILE
-    if beside.is_file():
-        refuse_other(read_config(beside), config, str(path))
+    """Beside the weights, or a folder up: published training puts DeepSpeed's file and the average into one below."""
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    beside, above = folder / FILE, folder.parent / FILE
+    if beside.is_file() or _is_rdt(above):
+        refuse_other(read_config(beside if beside.is_file() else above), config, str(path))
+
+
+def _is_rdt(path: Path) -> bool:
+    """Whether a configuration of RDT is there; what lies a folder up may be anything."""
+    try:
+        return bool(read_config(path))
+    except UserError:
+        return False
 
 
 def _with_tower(state: TensorFiles, config: Config) -> TensorFiles:

@@ -15,10 +15,13 @@ from vla_ft.policies.rdt.config import ConditionConfig
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
     """``state`` and ``mask`` float [B, 1, 128], ``rate`` int [B] (Hz, 0 unknown), ``language`` [B, L, W] with
-    ``language_mask`` bool [B, L], ``valid`` bool [B, T, C]: which pictures are shown."""
+    ``language_mask`` bool [B, L], ``valid`` bool [B, T, C]: which pictures are shown.
+
+    ``mask``: places that the state fills; ``action_mask``: those of the action (in pre-training the same)."""
 
     state: Tensor
     mask: Tensor
+    action_mask: Tensor
     rate: Tensor
     language: Tensor
     language_mask: Tensor
@@ -30,6 +33,7 @@ def of_batch(batch: Batch) -> Conditions:
     return Conditions(
         state=batch["state"],
         mask=batch["state_mask"][:, None],
+        action_mask=batch.get("action_mask", batch["state_mask"])[:, None],
         rate=batch["ctrl_freq"],
         language=batch["lang_tokens"],
         language_mask=batch["lang_mask"],
@@ -59,14 +63,22 @@ def hidden(given: Conditions, batch: Batch, config: ConditionConfig) -> Conditio
         share = 10 ** (-config.state_noise_snr / 20)
         state = state + torch.randn_like(state) * (batch["state_std"][:, None] * share)
     state = torch.where(drawn(config.drop, size, 1, 1), batch["state_mean"][:, None], state)
-    mask = torch.where(drawn(config.drop, size, 1, 1), 0.0, given.mask)
+    unmasked = drawn(config.drop, size, 1, 1)
+    mask, action_mask = (torch.where(unmasked, 0.0, one) for one in (given.mask, given.action_mask))
     external = config.drop if config.drop_external is None else config.drop_external
     steps, cameras = given.valid.shape[1:]
     chances = torch.tensor([external, *[config.drop] * (cameras - 1)], device=device)
     valid = given.valid & (torch.rand((size, steps, cameras), device=device) >= chances)
     language, language_mask = without_language(given, batch["lang_empty"], drawn(config.drop, size))
     return dataclasses.replace(
-        given, rate=rate, state=state, mask=mask, valid=valid, language=language, language_mask=language_mask
+        given,
+        rate=rate,
+        state=state,
+        mask=mask,
+        action_mask=action_mask,
+        valid=valid,
+        language=language,
+        language_mask=language_mask,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag
 
 from vla_ft.errors import UserError
 
@@ -92,6 +92,13 @@ class VectorConfig:
     state_divisors: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
 
 
+Vector = Annotated[
+    Annotated[Literal["agilex", "aloha"], Tag("<name>")] | Annotated[VectorConfig, Tag("<own>")],
+    Discriminator(lambda value: "<name>" if isinstance(value, str) else "<own>"),
+]
+"""A published mapping by its name, or one's own; the tags keep mistakes in one from being explained as the other's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConditionConfig:
     """What is hidden or blurred in training, so that the policy does not lean on one input."""
@@ -136,7 +143,7 @@ class Config:
     prediction: Literal["sample", "epsilon"] = "sample"
     """What the network gives: the clean actions (as published), or the noise."""
 
-    vector: Literal["agilex", "aloha"] | VectorConfig = "agilex"
+    vector: Vector = "agilex"
     """``agilex``: two arms of six joints and a gripper, left first, with the published gripper ranges; ``aloha``: the
     same with grippers that are in [0, 1] already."""
     cameras: CameraSlots = field(default_factory=CameraSlots)

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla_ft.data.sample import IMAGE_PREFIX
-from vla_ft.policies.base import FEATURE_PREFIX, Batch, FrozenFeatures, Loss, Model
-from vla_ft.policies.rdt import metrics
+from vla_ft.policies.base import Batch, FrozenFeatures, Loss, Model
+from vla_ft.policies.rdt import metrics, pictures
 from vla_ft.policies.rdt.attention import Kept
 from vla_ft.policies.rdt.conditions import Conditions, hidden, of_batch, rows_of
 from vla_ft.policies.rdt.config import Config
@@ -18,9 +17,8 @@ from vla_ft.policies.rdt.core import Core
 from vla_ft.policies.rdt.diffusion import add_noise, solve
 from vla_ft.policies.rdt.embeddings import Adaptor
 from vla_ft.policies.rdt.vector import WIDTH
-from vla_ft.policies.rdt.vision import ImageTower, with_background
+from vla_ft.policies.rdt.vision import ImageTower
 
-BACKGROUND = FEATURE_PREFIX + "background"
 TOGETHER = 4
 """Chunks that are sampled at once: what the blocks keep of one's pictures takes 0.47 GiB in rdt-1b (bf16)."""
 
@@ -28,11 +26,11 @@ TOGETHER = 4
 class Rdt(Model):
     """Adaptors and core with the names of published checkpoints, and the frozen image tower as ``vision``.
 
-    Batch: ``state`` float [B, 1, 128] with ``state_mask`` [B, 128]; ``ctrl_freq`` int [B]; ``lang_tokens`` [B, L, W]
-    with ``lang_mask`` bool [B, L]; ``image_<camera>`` uint8 [B, T, H, W, 3] with ``image_valid`` bool [B, T, 3], in
-    the order of ``Config.cameras``; for the loss ``action`` [B, H, 128], and in training ``state_std`` and
-    ``state_mean`` [B, 128] and ``lang_empty`` [B, n, W]. What the frozen tower gave may stand for the pictures:
-    ``feature_image_<camera>`` and ``feature_background`` [B, T, N, W].
+    Batch: ``state`` float [B, 1, 128] with ``state_mask`` and ``action_mask`` [B, 128]; ``ctrl_freq`` int [B];
+    ``lang_tokens`` [B, L, W] with ``lang_mask`` bool [B, L]; ``image_<camera>`` uint8 [B, T, H, W, 3] with
+    ``image_valid`` bool [B, T, 3], in the order of ``Config.cameras``; for the loss ``action`` [B, H, 128], and in
+    training ``state_std`` and ``state_mean`` [B, 128] and ``lang_empty`` [B, n, W]. What the frozen tower gave may
+    stand for the pictures: ``feature_image_<camera>`` and ``feature_background`` [B, T, N, W].
     """
 
     def __init__(self, config: Config) -> None:
@@ -90,16 +88,16 @@ class Rdt(Model):
         return torch.cat([self._sample_rows(rows_of(given, rows), images[rows], noise[rows], keep) for rows in parts])
 
     def _sample_rows(self, given: Conditions, images: Tensor, noise: Tensor, keep: bool) -> Tensor:
-        language, pictures = self.adapt(given, images)
+        language, images = self.adapt(given, images)
         config, kept = self.config, self.model.begin() if keep else None
         clean = solve(
-            lambda noisy, time: self.denoise(given, language, pictures, noisy, time, kept),
+            lambda noisy, time: self.denoise(given, language, images, noisy, time, kept),
             noise,
             steps=config.inference_steps,
             train_steps=config.train_steps,
             prediction=config.prediction,
         )
-        return clean * given.mask
+        return clean * given.action_mask
 
     def adapt(self, given: Conditions, images: Tensor) -> tuple[Tensor, Tensor]:
         """Language [B, L, D] and image tokens [B, N, D] at the core's width."""
@@ -119,52 +117,29 @@ class Rdt(Model):
         ``kept`` (``Core.begin``): for calls that differ in ``noisy`` and ``time`` alone.
         """
         tokens = torch.cat((given.state, noisy), dim=1)
-        tokens = torch.cat((tokens, given.mask.expand_as(tokens)), dim=2)
+        masks = torch.cat((given.mask, given.action_mask.expand_as(noisy)), dim=1)
+        tokens = torch.cat((tokens, masks), dim=2)
         return self.model(self.state_adaptor(tokens), given.rate, time, language, images, given.language_mask, kept)
 
     def image_tokens(self, batch: Batch, valid: Tensor) -> Tensor:
         """[B, T * C * N, W]: time first, then cameras; pictures that are not ``valid`` bool [B, T, C] are grey."""
-        found, background = self._seen(batch)
-        size, steps = valid.shape[:2]
-        empty = background.expand(size, steps, *background.shape[-2:])
-        columns = [empty if camera is None else found[IMAGE_PREFIX + camera] for camera in self.cameras]
-        tokens = torch.stack([column.to(background.dtype) for column in columns], dim=2)
-        shown = with_background(tokens.flatten(1, 2), valid.flatten(1), background)
-        return shown.flatten(1, 2)
+        return pictures.image_tokens(self.vision, self.cameras, batch, valid)
 
-    def picture_tokens(self, pictures: Sequence[Tensor | None]) -> Tensor:
-        """[1, n * N, W] of ``pictures``, each uint8 [1, H, W, 3] of any size or None, which is grey."""
-        anchor = next(self.parameters())
-        shown = [picture for picture in pictures if picture is not None]
-        groups, background = self.vision(shown or [torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device=anchor.device)])
-        found = iter(groups)
-        return torch.cat([background if picture is None else next(found)[0] for picture in pictures])[None]
-
-    def _seen(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Tokens [B, T, N, W] of each camera, computed or as they were cached, and of the grey picture [N, W]."""
-        keys = self._image_keys()
-        if BACKGROUND in batch:
-            return {key: batch[FEATURE_PREFIX + key] for key in keys}, batch[BACKGROUND][0, 0]
-        pictures = [batch[key] for key in keys]
-        groups, background = self.vision([picture.flatten(0, 1) for picture in pictures])
-        shaped = [tokens.unflatten(0, picture.shape[:2]) for tokens, picture in zip(groups, pictures, strict=True)]
-        return dict(zip(keys, shaped, strict=True)), background
-
-    def _image_keys(self) -> Sequence[str]:
-        return [IMAGE_PREFIX + camera for camera in self.cameras if camera is not None]
-
-    def _features(self, batch: Batch) -> dict[str, Tensor]:
-        found, background = self._seen(batch)
-        rows = {FEATURE_PREFIX + key: tokens[:, -1] for key, tokens in found.items()}
-        return rows | {BACKGROUND: background.expand(len(next(iter(rows.values()))), -1, -1)}
+    def picture_tokens(self, shown: Sequence[Tensor | None]) -> Tensor:
+        """[1, n * N, W] of pictures ``shown``, each uint8 [1, H, W, 3] of any size or None, which is grey."""
+        return pictures.picture_tokens(self.vision, shown, next(self.parameters()).device)
 
     def sample_metrics(self, predicted: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The published measures, in the units of the unified vector."""
-        action, mask = batch["action"], batch["state_mask"]
+        """The published measures in unified units; what is relative counts where the state has a place as well."""
+        action, mask = batch["action"], batch["action_mask"]
+        squared = metrics.squared_error(predicted, action)
         relative = metrics.relative_error(predicted, action, batch["state_norm"])
+        both = mask * batch["state_mask"]
         return {
-            "overall_avg_sample_mse": metrics.pooled(metrics.squared_error(predicted, action), mask),
-            "overall_avg_sample_l2err": metrics.pooled(relative, mask),
+            "overall_avg_sample_mse": metrics.pooled(squared, mask),
+            "overall_avg_sample_l2err": metrics.pooled(relative, both),
+            "sample_mse": metrics.of_each(squared, mask),
+            "sample_l2err": metrics.of_each(relative, both),
         }
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -181,26 +156,13 @@ class Rdt(Model):
         return [*tower, *self.model.blocks]
 
     def frozen_features(self) -> dict[str, FrozenFeatures]:
-        """The tower: its tokens depend on one picture alone. The grey picture's come along with every frame."""
-        keys = tuple(self._image_keys())
-        if not keys:
+        """The tower, where any camera is seen."""
+        if not pictures.keys_of(self.cameras):
             return {}
-        vision = self.config.vision
-        return {
-            "vision": FrozenFeatures(
-                module="vision",
-                inputs=keys,
-                replaces=keys,
-                outputs=(*(FEATURE_PREFIX + key for key in keys), BACKGROUND),
-                scope="frame",
-                compute=self._features,
-                settings={
-                    "trunk": f"SigLIP {vision.depth} x {vision.hidden_size}, patches of {vision.patch_size}",
-                    "images": f"square with grey borders, {vision.image_size} pixels, bicubic",
-                    "normalisation": "mean 0.5, std 0.5",
-                },
-            )
-        }
+        return {"vision": pictures.frozen_tower(self._features, self.cameras, self.config.vision)}
+
+    def _features(self, batch: Batch) -> dict[str, Tensor]:
+        return pictures.features(self.vision, self.cameras, batch)
 
 
 def _start_adaptors(model: Rdt) -> None:

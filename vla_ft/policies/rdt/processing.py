@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vla_ft.data.formats.base import EpisodeReader
 from vla_ft.data.sample import IMAGE_PREFIX, DatasetDescription, Sample
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.data.windows import WindowSpec
@@ -16,7 +18,7 @@ from vla_ft.errors import UserError, nearest
 from vla_ft.policies.base import Batch, Processor
 from vla_ft.policies.rdt.config import Config
 from vla_ft.policies.rdt.language import IMAGINED, InstructionTable
-from vla_ft.policies.rdt.vector import VectorMap, find_vector
+from vla_ft.policies.rdt.vector import WIDTH, VectorMap, find_vector
 
 EMPTY = ""
 """The instruction that stands for none."""
@@ -85,6 +87,25 @@ class RdtProcessor(Processor):
             self.state_map.to_vector(part["proprio"].mean).astype(np.float32) for part in statistics.each().values()
         ]
 
+    @property
+    def reads_episodes(self) -> bool:  # type: ignore[override]
+        """Only for rotations: the mean of six numbers is not that of the mean angles."""
+        return self.state_map.turns
+
+    def informed(self, reader: EpisodeReader, episodes: np.ndarray) -> RdtProcessor:
+        """With the mean of the states' unified vectors over the training steps of each dataset, as published."""
+        sums, counts = np.zeros((len(self._means), WIDTH)), np.zeros(len(self._means))
+        for episode in episodes.tolist():
+            part, own = reader.resolve(episode)
+            number = self.statistics.number_of(part.description.name)
+            values = part.read(own, np.arange(int(part.lengths[own])), ("proprio",))["proprio"]
+            sums[number] += self.state_map.to_vector(values).sum(0)
+            counts[number] += len(values)
+        learned = copy.copy(self)
+        seen = zip(sums, counts, self._means, strict=True)
+        learned._means = [(total / n).astype(np.float32) if n else given for total, n, given in seen]
+        return learned
+
     def require(self, instructions: Collection[str]) -> None:
         """Raises UserError naming instructions that have no embedding; the empty one is needed as well."""
         self.language.lacking([*sorted(instructions), EMPTY])
@@ -125,8 +146,8 @@ class RdtProcessor(Processor):
             if whole is not None:
                 vectors = self.state_map.to_vector(whole)
                 spread[row], norm[row] = vectors.std(0), np.sqrt((vectors**2).mean(0))
-        mask = np.broadcast_to(self.state_map.mask, (len(samples), len(self.state_map.mask))).copy()
-        found = {"state": np.stack(states), "state_std": spread, "state_norm": norm, "state_mask": mask}
+        found = {"state": np.stack(states), "state_std": spread, "state_norm": norm}
+        found |= {f"{one.what}_mask": np.tile(one.mask, (len(samples), 1)) for one in (self.state_map, self.action_map)}
         return {key: value.astype(np.float32) for key, value in found.items()}
 
     def _rate_of(self, sample: Sample) -> int:

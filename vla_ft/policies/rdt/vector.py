@@ -41,6 +41,7 @@ SLOTS: dict[str, int] = {
 EULER = ("eef_euler_x", "eef_euler_y", "eef_euler_z")
 QUATERNION = ("eef_quat_x", "eef_quat_y", "eef_quat_z", "eef_quat_w")
 _SIDES = ("", "right_", "left_")
+_SHORTEST = 1e-8
 
 _ONE_ARM = (*(f"arm_joint_{i}_pos" for i in range(6)), "gripper_open")
 TWO_ARMS = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _ONE_ARM)
@@ -82,6 +83,11 @@ class VectorMap:
         for name in divisors:
             if name not in self.names:
                 raise unknown(f"slot with a divisor (model.vector.{what}_divisors)", name, self.names)
+            if self.names.index(name) in turned:
+                raise UserError(
+                    f"model.vector.{what}_divisors names '{name}': a rotation enters the vector as six numbers without "
+                    "a unit, which nothing divides. Remove it; angles are in rad."
+                )
         self._columns = [column for column in range(len(self.names)) if column not in turned]
         self._places = [SLOTS[self.names[column]] for column in self._columns]
         self._divisors = np.array([divisors.get(self.names[column], 1.0) for column in self._columns])
@@ -95,6 +101,11 @@ class VectorMap:
         self.mask = np.zeros(WIDTH, dtype=np.float32)
         self.mask[taken] = 1.0
 
+    @property
+    def turns(self) -> bool:
+        """Whether any rotation enters as angles or a quaternion."""
+        return bool(self._turns)
+
     def to_vector(self, values: np.ndarray) -> np.ndarray:
         """[..., P] in robot units to [..., 128], float64; places that are not used are 0."""
         if values.shape[-1] != len(self.names):
@@ -104,9 +115,18 @@ class VectorMap:
             )
         vector = np.zeros((*values.shape[:-1], WIDTH))
         vector[..., self._places] = values[..., self._columns] / self._divisors
-        for columns, _, start in self._turns:
+        for columns, kind, start in self._turns:
+            if kind == QUATERNION:
+                self._refuse_zero(values[..., columns])
             vector[..., start : start + 6] = to_six(values[..., columns])
         return vector
+
+    def _refuse_zero(self, quaternions: np.ndarray) -> None:
+        if (np.linalg.norm(quaternions, axis=-1) < _SHORTEST).any():
+            raise UserError(
+                f"The {self.what} holds a quaternion of four zeros, which is no rotation. Mend the recording: "
+                "`vla-ft data inspect` shows where a dimension is 0."
+            )
 
     def from_vector(self, vector: np.ndarray) -> np.ndarray:
         """[..., 128] to [..., P] in robot units, float32."""
