@@ -164,3 +164,11 @@ def test_statistics_are_of_published_files_alone(run, dataset, tmp_path, capsys)
     words = [f"checkpoint={run}", f"data={dataset}", f"statistics={tmp_path / 'numbers.json'}"]
     assert main(["evaluate", *words]) == 2
     assert "is no file of published weights" in capsys.readouterr().err
+
+
+def test_a_known_name_that_was_not_fetched_says_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VLA_FT_WEIGHTS", str(tmp_path))
+    assert main(["evaluate", "checkpoint=pizero-bridge", "data=x", "model.tokenizer=stand-in"]) == 2
+    assert "vla-ft fetch pizero-bridge" in capsys.readouterr().err
+    assert main(["evaluate", "checkpoint=pizero-brigde", "data=x"]) == 2
+    assert "No checkpoint at pizero-brigde" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
 from vla_ft.policies.registry import POLICIES, load_policy
+from vla_ft.weights.catalogue import load_catalogue
 from vla_ft.weights.places import resolve
 
 _FILES = {".pt": ("pizero",)}
@@ -79,11 +80,13 @@ def open_published_file(
     """A published policy that is one file of weights, or the name of a fetched one; None for anything else.
 
     ``statistics``: of its training data; ``camera``: what its one camera is called here; ``settings``: of ``model``,
-    where the file does not say. Raises UserError for what is missing or damaged.
+    where the file does not say. Raises UserError for what is missing, damaged or not fetched.
     """
     try:
         path = resolve(name_or_path)
     except UserError:
+        if str(name_or_path) in load_catalogue():  # it is known, and not here: the error has the command
+            raise
         return None
     if not path.is_file():
         return None
