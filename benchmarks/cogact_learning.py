@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/cogact_learning.py benchmarks/results/cogact_learning.json
 
 In mock demonstrations a disc's place decides the pose that the joints approach. Both runs are `cogact-mock` with the
-same data, seeds, noise and diffusion steps; in the second every batch's pictures are moved on by one sample, in training
-and validation: they say nothing of the actions. What the first run learns beyond the second comes from the pictures.
+same data, seeds, noise and diffusion steps; in the second every batch's pictures are moved on by one sample, in
+training and validation: they say nothing of the actions. What the first learns beyond it comes from the pictures.
 Single actions of four dimensions: in a noisy chunk of many, the head sees what they have in common without any picture.
 """
 
