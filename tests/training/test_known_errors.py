@@ -127,3 +127,24 @@ def test_any_command_explains_and_unknown_errors_pass(monkeypatch, capsys):
     monkeypatch.setitem(COMMANDS, "evaluate", fail(RuntimeError("something new")))
     with pytest.raises(RuntimeError, match="something new"):
         main(["evaluate"])
+
+
+@pytest.mark.parametrize(
+    ("output", "mends"),
+    [
+        (
+            "k.cpp: In function kernel:\nk.cpp:7:9: error: tmp3 was not declared",
+            ["k.cpp:7:9: error: tmp3", "a fault of torch"],
+        ),
+        (
+            "g++: fatal error: Killed signal terminated program cc1plus",
+            ["want of memory", "TORCHINDUCTOR_COMPILE_THREADS=1"],
+        ),
+    ],
+)
+def test_a_compiler_that_refuses_or_is_killed(output, mends):
+    from torch._inductor.exc import CppCompileError
+
+    said = explain(CppCompileError(["g++", "k.cpp"], output), configured("compile=true"))
+    assert said is not None and "compile=false" in said
+    assert all(mend in said for mend in mends), said

@@ -100,12 +100,27 @@ def _host_memory(text: str, config: RunConfig | None) -> str:
     )
 
 
+def _compiler(text: str, config: RunConfig | None) -> str:
+    said = re.search(r"^.*\berror:.*$", text, re.MULTILINE)
+    told = f": {said[0].strip()}" if said else ""
+    if re.search(r"Killed|out of memory|virtual memory exhausted|No space left", text):
+        return (
+            f"torch.compile's C++ compiler was stopped for want of memory or disk{told}. Free some, compile with fewer "
+            "processes (TORCHINDUCTOR_COMPILE_THREADS=1), or set compile=false."
+        )
+    return (
+        f"torch.compile made code that this machine's C++ compiler refuses{told}. That is a fault of {_torch()} or of "
+        "the compiler, not of the run: set compile=false, or take another environment."
+    )
+
+
 _KNOWN: tuple[tuple[str, Callable[[str, RunConfig | None], str]], ...] = (
     (r"CUDA out of memory|CUDA error: out of memory|CU\w+_STATUS_ALLOC_FAILED", _card_memory),
     (r"no kernel image is available|sm_\d+ is not compatible", _no_kernel),
     (r"driver version is insufficient|NVIDIA driver on your system is too old", _old_driver),
     (r"No module named '?policy(\.|'|$)", _module),
     (r"unable to (open|allocate|write to) (shared memory|file <.*torch_)|killed by signal: Bus error", _shared_memory),
+    (r"C\+\+ compile error|CppCompileError", _compiler),
     (r"DefaultCPUAllocator: (can't allocate|not enough) memory|^MemoryError", _host_memory),
 )
 """Pattern of ``Type: text`` -> the answer. First match wins."""
