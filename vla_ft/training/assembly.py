@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +132,7 @@ def _hold_model(
     reader: EpisodeReader,
     processor: Processor,
     start: Path | None,
-    published: Mapping[str, str] | None,
+    published: Mapping[str, Any] | None,
     say: Callable[[str], None],
 ) -> tuple[str, Cached]:
     """Build the model, take out parts whose features are cached, and hand it to the engine. Collective.
@@ -161,7 +162,7 @@ def _hold_model(
     return engine.broadcast(weights), cached
 
 
-def _published(config: RunConfig) -> dict[str, str] | None:
+def _published(config: RunConfig) -> dict[str, Any] | None:
     """The files that ``init`` names, as ``load_weights`` takes them; None for none. Raises UserError."""
     init = config.init
     if init.path is None:
