@@ -165,7 +165,7 @@ def _hold_model(
     return engine.broadcast(weights), cached
 
 
-def _published(config: RunConfig) -> dict[str, str] | None:
+def _published(config: RunConfig) -> dict[str, Any] | None:
     """The files that ``init`` names, as ``load_weights`` takes them; None for none. Raises UserError."""
     init = config.init
     if init.path is None:
