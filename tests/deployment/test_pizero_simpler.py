@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recorded_observations import CAMERAS, observations
 
 from vla_ft.data.published_statistics import to_octo
 from vla_ft.data.statistics import DatasetStatistics, FeatureStatistics
@@ -24,7 +25,6 @@ from vla_ft.errors import UserError
 from vla_ft.policies.pizero import Config, build_model
 from vla_ft.policies.pizero.checkpoint import write_published
 
-CAMERAS = {"widowx_bridge": ("3rd_view_camera", (480, 640)), "google_robot": ("overhead_camera", (512, 640))}
 DIMENSIONS = {"widowx_bridge": 7, "google_robot": 8}
 ROBOTS = tuple(CAMERAS)
 
@@ -41,16 +41,15 @@ def examples() -> ModuleType:
 SIZES: dict[str, Any] = {**examples().SIZES, "expert_rope_theta": 10000.0, "time_period": 10000.0}
 
 
-def recorded(robot: str, seed: int = 0) -> dict[str, Any]:
-    """An observation with the names and shapes of the fork's environments (ManiSkill2, obs_mode rgbd)."""
-    random, (camera, size) = np.random.default_rng(seed), CAMERAS[robot]
-    turn = random.normal(size=4)
-    pose = [*random.uniform(-0.3, 0.5, 3), *(turn / np.linalg.norm(turn)), random.uniform()]
+def recorded(robot: str, step: int = 0) -> dict[str, Any]:
+    """A control step of the recorded episode, with what else the fork's environments give (ManiSkill2, rgbd)."""
+    found, camera = observations(robot)[step], CAMERAS[robot]
+    rgb = found["image"][camera]["rgb"]
     return {
-        "agent": {"qpos": random.normal(size=8), "qvel": np.zeros(8), "eef_pos": np.array(pose, np.float32)},
+        **found,
         "extra": {"tcp_pose": np.zeros(7)},
         "camera_param": {camera: {"intrinsic_cv": np.eye(3)}},
-        "image": {camera: {"rgb": random.integers(0, 256, (*size, 3), dtype=np.uint8), "depth": np.zeros((*size, 1))}},
+        "image": {camera: {"rgb": rgb, "depth": np.zeros((*rgb.shape[:2], 1))}},
     }
 
 
@@ -108,7 +107,7 @@ def test_what_the_model_sees(tmp_path: Path, robot: str) -> None:
     policy.reset("put carrot on plate")
     policy.step_on(observation, "put carrot on plate")
     seen, instruction = behind.seen[0]
-    camera, pose = CAMERAS[robot][0], observation["agent"]["eef_pos"].astype(np.float64)
+    camera, pose = CAMERAS[robot], observation["agent"]["eef_pos"].astype(np.float64)
     np.testing.assert_array_equal(seen["image_primary"], lanczos4(observation["image"][camera]["rgb"], (28, 28)))
     convert = bridge_proprio if robot == "widowx_bridge" else fractal_proprio
     np.testing.assert_array_equal(seen["proprio"], convert(pose))
@@ -164,7 +163,7 @@ def test_published_weights_act_in_the_units_of_their_statistics(tmp_path: Path, 
     raw, action = policy.step_on(observation, "close middle drawer")
     batch_of = policy.predictor.processor.collate
     seen = {
-        "image_primary": lanczos4(observation["image"][CAMERAS[robot][0]]["rgb"], (28, 28)),
+        "image_primary": lanczos4(observation["image"][CAMERAS[robot]]["rgb"], (28, 28)),
         "proprio": policy.robot.proprio(observation["agent"]["eef_pos"].astype(np.float64)),
     }
     sample = policy.predictor.sample_of(seen, "close middle drawer")
