@@ -33,7 +33,8 @@ class InferenceLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], how)
 
     def _faster(self, x: Tensor) -> bool:
-        """Whether this is about real float32 numbers of a CPU: no shards, no empty weights, no stand-ins of a trace or a compiler."""
+        """Whether this is about real float32 numbers of a CPU: no shards, no weights that a shard left empty, no
+        stand-ins of a trace or a compiler."""
         return (
             _AVAILABLE
             and not torch.is_grad_enabled()
