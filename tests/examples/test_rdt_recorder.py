@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -79,3 +80,17 @@ def test_rows_are_chunks_of_one_and_wrong_use_is_told(recorder: Path, tmp_path: 
     done = record(recorder, tmp_path / "episode_1.hdf5", 0)
     assert done.returncode == 1 and "an episode without steps is no episode" in done.stderr
     assert not (tmp_path / "episode_1.hdf5").exists()
+
+
+def test_a_disk_that_is_full_leaves_no_episode(recorder: Path, tmp_path: Path) -> None:
+    """Three steps stay in HDF5's memory until the end: 28 KB of pictures each, of which 40 KB in all fit."""
+    done = subprocess.run(
+        [str(recorder), str(tmp_path / "episode_0.hdf5"), "3"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        restore_signals=False,  # a write past the limit is an error, as on a full disk, and no signal
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+    )
+    assert done.returncode == 1 and "record_example: HDF5 could not write" in done.stderr
+    assert not (tmp_path / "episode_0.hdf5").exists()

@@ -154,6 +154,7 @@ class RoboticDiffusionTransformerModel:
         return {
             "state": torch.from_numpy(self.state_map.to_vector(joints)).float()[None],
             "state_mask": torch.from_numpy(self.state_map.mask)[None],
+            "action_mask": torch.from_numpy(self.action_map.mask)[None],
             "ctrl_freq": torch.tensor([self.control_frequency]),
             "lang_tokens": tokens,
             "lang_mask": torch.ones(tokens.shape[:2], dtype=torch.bool),

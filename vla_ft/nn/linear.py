@@ -24,22 +24,32 @@ class InferenceLinear(nn.Linear):
         """[..., inputs] to [..., outputs]."""
         return self._product(x, "none", "") if self._faster(x) else super().forward(x)
 
-    def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
-        """GELU of the output, without gradients in one pass."""
-        return self._product(x, "gelu", approximate) if self._faster(x) else F.gelu(self(x), approximate=approximate)
+    def fuses(self, x: Tensor) -> bool:
+        """Whether ``gelu_of`` may pass by the call of this layer: nobody waits for that call, as ZeRO-3 does, which
+        gathers the weight in a hook and leaves it empty meanwhile."""
+        return not (self._forward_pre_hooks or self._forward_hooks) and self._faster(x)
 
     def _product(self, x: Tensor, after: str, how: str) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], how)
 
     def _faster(self, x: Tensor) -> bool:
-        """Whether this is about real float32 numbers of a CPU: no shards, no stand-ins of a trace or a compiler."""
+        """Whether this is about real float32 numbers of a CPU: no shards, no weights that a shard left empty, no
+        stand-ins of a trace or a compiler."""
         return (
             _AVAILABLE
             and not torch.is_grad_enabled()
             and type(x) is Tensor
+            and self.weight.shape == (self.out_features, self.in_features)
             and type(self.weight) in (Tensor, nn.Parameter)
             and x.device.type == self.weight.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         )
+
+
+def gelu_of(layer: nn.Module, x: Tensor, approximate: Gelu) -> Tensor:
+    """GELU of what a linear layer gives, in one pass where it can be; the layer may be wrapped, as adapters do."""
+    if isinstance(layer, InferenceLinear) and layer.fuses(x):
+        return layer._product(x, "gelu", approximate)
+    return F.gelu(layer(x), approximate=approximate)

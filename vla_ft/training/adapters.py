@@ -1,7 +1,8 @@
 """Low-rank adapters (Hu et al., 2021) by peft, beside the linear layers of a named part whose own weights are frozen.
 
 Only a layer that is called can have one: a weight that is read by another module (the output projection inside torch's
-attention) would lose its adapter in silence, so only plain ``nn.Linear`` layers are taken.
+attention) would lose its adapter in silence, so only plain ``nn.Linear`` layers and the ones that are faster without
+gradients are taken.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from torch import nn
 
 from vla_ft.config import LoraConfig, RunConfig
 from vla_ft.errors import UserError, unknown
+from vla_ft.nn.linear import InferenceLinear
 from vla_ft.policies.base import Model
 
 _MARK = ".lora_"
+_TAKEN = (nn.Linear, InferenceLinear)
 
 
 def add_adapters(model: Model, config: RunConfig) -> None:
@@ -49,7 +52,7 @@ def _layers(model: Model, part: str, settings: LoraConfig) -> list[str]:
     linear = [
         name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and name in inside and module.weight.requires_grad
+        if type(module) in _TAKEN and name in inside and module.weight.requires_grad
     ]
     if not linear:
         raise UserError(

@@ -28,6 +28,10 @@ struct Step {
     std::map<std::string, const std::uint8_t*> frames;
 };
 
+inline void check(herr_t status, const std::string& what) {
+    if (status < 0) throw std::runtime_error("HDF5 could not " + what);
+}
+
 // An HDF5 identifier that is closed with its scope; an error of the library is an exception that says where.
 class Handle {
   public:
@@ -41,15 +45,13 @@ class Handle {
         if (id_ >= 0) close_(id_);
     }
     operator hid_t() const { return id_; }
+    // Close it now; throws where that fails, which a destructor cannot.
+    void close(const std::string& what) { check(close_(std::exchange(id_, -1)), "close " + what); }
 
   private:
     hid_t id_;
     herr_t (*close_)(hid_t);
 };
-
-inline void check(herr_t status, const std::string& what) {
-    if (status < 0) throw std::runtime_error("HDF5 could not " + what);
-}
 
 class EpisodeRecorder {
   public:
@@ -82,7 +84,8 @@ class EpisodeRecorder {
     }
 
     // Write what belongs to the episode as a whole and give the file its name. `simulated`: whether action t belongs to
-    // observation t (RDT reads both kinds alike).
+    // observation t (RDT reads both kinds alike). Throws where the rows do not reach the disk, as on a full one; a
+    // program that catches this calls H5dont_atexit() at its start, as record_example.cpp does.
     void finish(const std::string& instruction, double rate, bool simulated) {
         if (steps_ == 0) throw std::runtime_error("an episode without steps is no episode");
         const auto flag = static_cast<std::uint8_t>(simulated);
@@ -92,8 +95,10 @@ class EpisodeRecorder {
         check(H5Tset_size(text, instruction.empty() ? 1 : instruction.size()), "size the text");
         check(H5Tset_cset(text, H5T_CSET_UTF8), "set the text's encoding");
         attribute("language_instruction", text, instruction.data());
+        // Rows may wait in HDF5's memory until here: a disk that is full must be told before the file gets its name.
+        check(H5Fflush(file_, H5F_SCOPE_LOCAL), "write " + beside_);
         columns_.clear();
-        { Handle closing(std::move(file_)); }  // closed before the file gets its name
+        file_.close(beside_);
         if (std::rename(beside_.c_str(), path_.c_str()) != 0) throw std::runtime_error("cannot rename to " + path_);
     }
 

@@ -43,6 +43,8 @@ std::vector<std::uint8_t> picture(int step, int camera) {
 
 int main(int count, char** words) try {
     if (count != 3) throw std::runtime_error("usage: record_example episode_<number>.hdf5 STEPS");
+    // Handles close all there is. HDF5's own clearing at the exit crashes where a file could not be written.
+    H5dont_atexit();
     const int steps = std::atoi(words[2]);
     const double rate = 25.0;
     const std::vector<std::string> names{"cam_high", "cam_left_wrist", "cam_right_wrist"};

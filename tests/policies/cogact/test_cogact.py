@@ -177,6 +177,26 @@ def test_adapters_lie_where_something_is_read() -> None:
     assert found.keys() == {name for name, p in one.named_parameters() if p.requires_grad}
 
 
+def test_adapters_in_the_head_lie_in_its_blocks_and_train() -> None:
+    one, data = model(), batch()
+    torch.manual_seed(1)
+    expected = one.eval().sample(data)
+    config = dataclasses.replace(load_run_config(["recipe=cogact-mock"]), lora={"head": LoraConfig(rank=2)})
+    add_adapters(one, config)
+    made = {name for name, _ in one.named_parameters() if ".lora_B." in name}
+    for block in range(len(one.head.blocks)):
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            assert f"head.blocks.{block}.{layer}.lora_B.default.weight" in made
+    one.train()
+    found = gradients(one, data)
+    assert made < found.keys() and all(found[name].any() for name in made)
+    torch.manual_seed(1)
+    torch.testing.assert_close(one.eval().sample(data), expected, rtol=1e-4, atol=1e-5)
+    torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=1.0).step()
+    torch.manual_seed(1)
+    assert (one.sample(data) - expected).abs().max() > 1e-4
+
+
 def test_what_a_token_sees() -> None:
     """Padding changes nothing, instruction and picture do, and one sample not another."""
     one, data = model().eval(), batch()

@@ -22,7 +22,7 @@ from vla_ft.policies.cogact import load_weights
 from vla_ft.policies.cogact.inference import load_vla
 from vla_ft.policies.cogact.layouts import HUGGING_FACE, published_name
 from vla_ft.policies.cogact.model import CogAct
-from vla_ft.policies.cogact.published_run import write_run
+from vla_ft.policies.cogact.published_run import write_published
 from vla_ft.tensor_stream import TensorReader
 from vla_ft.training.trainer import train
 
@@ -238,6 +238,9 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="no CogACT, OpenVLA or Prismatic checkpoint"):
         load_weights(target, str(tmp_path / "other.pt"))
+    save_file({"head.weight": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(1)}, tmp_path / "vit.safetensors")
+    with pytest.raises(UserError, match=r"holds blocks\.0.*, head\.weight.*no CogACT, OpenVLA or Prismatic checkpoint"):
+        load_weights(target, str(tmp_path / "vit.safetensors"))
     with pytest.raises(UserError, match="Choose policy 'cogact'"):
         load_weights(nn.Linear(1, 1), str(file))
     with pytest.raises(UserError, match="Did you mean 'cogact'"):
@@ -248,7 +251,7 @@ def test_written_as_published_and_read_back(tmp_path: Path) -> None:
     source = model()
     (tmp_path / "out").mkdir()
     facts = TrainedFacts(config=source.config, description=description(), statistics=statistics(), step=7)
-    assert write_run(tmp_path / "out", source.state_dict().items(), facts) == len(source.state_dict())
+    assert write_published(tmp_path / "out", source.state_dict().items(), facts) == len(source.state_dict())
     saved = torch.load(tmp_path / "out/checkpoints/step-000007.pt", weights_only=True)["model"]
     expected = published(source)
     assert {part: set(names) for part, names in saved.items()} == {part: set(names) for part, names in expected.items()}

@@ -140,7 +140,12 @@ def test_what_is_not_read_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [CUSTOM.replace("hf_{secret}", ""), CUSTOM.replace("--hf_token hf_{secret}", "") + " --hf_token"]
+    "line",
+    [
+        CUSTOM.replace("hf_{secret}", ""),
+        CUSTOM.replace("--hf_token hf_{secret}", "") + " --hf_token",
+        CUSTOM.replace("--hf_token hf_{secret}", "--hf_token="),
+    ],
 )
 def test_the_documents_line_where_the_token_is_not_set(line: str) -> None:
     """``--hf_token $HF_TOKEN`` then is a flag alone."""
@@ -174,6 +179,10 @@ def test_every_flag_has_its_row_in_the_documentation() -> None:
         ("--vla.learning_rate fast", "expected a number"),
         ("--seed", "--seed has no value"),
         ("--seed --image_aug True", "--seed has no value"),
+        ("--pretrained_checkpoint=", "--pretrained_checkpoint has no value"),
+        ("--vla.data_mix=", "--vla.data_mix has no value"),
+        ("--vla.type=", "--vla.type has no value"),
+        ("--run_root_dir=", "--run_root_dir has no value"),
         ("--vla.learning_rate nan", "'nan', expected a number, 0 or more"),
         ("--vla.max_steps 100 --vla.warmup_ratio -0.5", "'-0.5', expected a number, 0 or more"),
         ("--vla.max_steps 100 --vla.warmup_ratio nan", "'nan', expected a number, 0 or more"),

@@ -80,6 +80,9 @@ def test_a_state_and_an_action_of_other_places_are_kept_apart(tmp_path: Path) ->
     assert abs(processor.unnormalize(chunk)).min() > 0
     measures = model.sample_metrics(batch["action"] + 0.5, batch)
     assert measures["overall_avg_sample_mse"] == measures["sample_mse"][0] == 0.25
+    del batch["action_mask"]  # the state's places must not stand for the action's
+    with pytest.raises(KeyError, match="action_mask"):
+        model.sample(batch)
 
 
 def test_sampling_never_reads_targets(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from vla_ft.errors import UserError
 from vla_ft.planning.imagined import plain_statistics
 from vla_ft.policies.base import TrainedFacts
+from vla_ft.policies.rdt import EXPORT_FOLDERS
 from vla_ft.policies.rdt.checkpoint import TOWER, load_weights
 from vla_ft.policies.rdt.config import VisionConfig
 from vla_ft.policies.rdt.model import Rdt
@@ -81,6 +82,13 @@ def test_a_folder_as_the_hub_or_training_saves_it(
         ledger = load_weights(model, str(path))
         assert_equal(model, source)
         assert len(ledger.loaded) == len(state) and len(ledger.unused) == 3 and not ledger.new
+
+
+def test_the_published_form_is_called_as_its_export(source: Rdt, siglip: Path, tmp_path: Path) -> None:
+    save_file(runner_state(source), tmp_path / "model.safetensors")
+    load_weights(model := target(siglip), str(tmp_path / "model.safetensors"), "rdt")
+    assert_equal(model, source)
+    assert "rdt" in EXPORT_FOLDERS
 
 
 def test_a_file_of_deepspeed(source: Rdt, siglip: Path, tmp_path: Path) -> None:

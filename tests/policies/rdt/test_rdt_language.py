@@ -174,6 +174,25 @@ def test_a_store_is_readable_by_everyone_whom_the_umask_lets(tmp_path: Path) -> 
     assert [path.name for path in store.folder.iterdir()] == [store.place("go").name]
 
 
+def test_what_has_the_name_of_an_unfinished_file_is_not_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a folder that is shared, a name that can be guessed may be a link to elsewhere, or another writer's."""
+    store, names = EmbeddingStore(tmp_path / "store", "t5", "1"), []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda beside, path: (names.append(beside.name), replace(beside, path)))
+    for _ in range(2):
+        store.put("go", torch.ones(2, 4))
+    assert len(set(names)) == 2
+    (elsewhere := tmp_path / "precious").write_text("kept")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
+    planted = store.folder / f".{store.place('stop').name}.guessed.unfinished"
+    planted.symlink_to(elsewhere)
+    with pytest.raises(UserError, match="Cannot write embeddings"):
+        store.put("stop", torch.ones(2, 4))
+    assert elsewhere.read_text() == "kept" and not store.has("stop")
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_numbers_that_are_none_are_not_kept(tmp_path: Path, value: float) -> None:
     store = EmbeddingStore(tmp_path, "t5", "1")

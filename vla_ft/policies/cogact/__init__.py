@@ -11,7 +11,7 @@ from vla_ft.policies.cogact.checkpoint import load_weights
 from vla_ft.policies.cogact.config import STAND_IN, Config
 from vla_ft.policies.cogact.model import CogAct
 from vla_ft.policies.cogact.processing import CogActProcessor, find_camera
-from vla_ft.policies.cogact.published_run import write_run
+from vla_ft.policies.cogact.published_run import write_published
 from vla_ft.policies.cogact.setup_lines import setup_lines
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "without_files",
 ]
 
-EXPORT_FOLDERS = {"cogact": write_run}
+EXPORT_FOLDERS = {"cogact": write_published}
 """Published layouts that ``vla-ft export`` writes."""
 COMPLETES = True
 """``load_weights`` takes a ``base`` for parts that a file leaves out, so that exports may leave out frozen ones."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vla_ft.nn.linear import InferenceLinear
+from vla_ft.nn.linear import InferenceLinear, gelu_of
 from vla_ft.policies.cogact.vision import Attention
 
 DitName = Literal["DiT-S", "DiT-B", "DiT-L"]
@@ -133,7 +133,7 @@ class _Mlp(nn.Module):
         self.fc2 = InferenceLinear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1.gelu(x, "tanh"))
+        return self.fc2(gelu_of(self.fc1, x, "tanh"))
 
 
 class _Embedder(nn.Module):

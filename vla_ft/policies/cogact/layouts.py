@@ -32,6 +32,7 @@ PARTS = {"vision": "vlm.vision.", "projector": "vlm.projector.", "llm": "vlm.llm
 """Parts of the model, as ``freeze`` calls them, and the beginnings of their tensors' names."""
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes by the model's names."""
+_OWN_HEAD = "head.positional_embedding"
 _AVERAGE = "ema_diffusion."
 _NOWHERE = "(no such part) "
 
@@ -72,7 +73,8 @@ def detect_layout(state: Iterable[str], source: str) -> str:
     names = set(state)
     if "projector.fc1.weight" in names and "language_model.lm_head.weight" in names:
         return "openvla"
-    if any(part_of(name) for name in names):
+    # A classifier's `head.weight` is no part of ours: a head alone shows itself by its table.
+    if _OWN_HEAD in names or any(part_of(name) not in (None, "head") for name in names):
         return "vla_ft"
     held = {part_of(own_name(name) or "") for name in names} - {None}
     if held:

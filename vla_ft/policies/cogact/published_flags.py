@@ -83,8 +83,8 @@ class Flags:
         if not equals:
             absent = not rest or rest[0].startswith("--") or (key == _MAY_BE_EMPTY and "=" in rest[0])
             value = "" if absent else rest.pop(0)
-            if value == "" and key != _MAY_BE_EMPTY:
-                raise UserError(f"--{key} has no value. Give one, such as --{key} VALUE.")
+        if value == "" and key != _MAY_BE_EMPTY:
+            raise UserError(f"--{key} has no value. Give one, such as --{key} VALUE, or leave it out.")
         if key in self.given:
             raise UserError(f"--{key} is given twice. Leave one out.")
         self.given[key] = value

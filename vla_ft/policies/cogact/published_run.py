@@ -22,7 +22,7 @@ BASE_VLM = "prism-dinosiglip-224px+7b"
 """The one vision-language model that CogACT was published with."""
 
 
-def write_run(folder: Path, tensors: Iterable[tuple[str, Tensor]], facts: TrainedFacts) -> int:
+def write_published(folder: Path, tensors: Iterable[tuple[str, Tensor]], facts: TrainedFacts) -> int:
     """Write a checkpoint as the published ``load_vla`` reads it, into an empty folder. Returns the number of tensors.
 
     Parts may be left out: the file then says what weights they are of. Holds all weights in memory. Raises UserError

@@ -33,7 +33,7 @@ _RENAMED = {
 
 
 @dataclass
-class Translation:
+class Launch:
     """Words for ``vla-ft train``, variables for its environment, and what there is to say."""
 
     words: list[str] = field(default_factory=list)
@@ -41,13 +41,13 @@ class Translation:
     notes: list[str] = field(default_factory=list)
 
 
-def translate(arguments: Sequence[str], launched: int | None = None) -> Translation:
+def translate(arguments: Sequence[str], launched: int | None = None) -> Launch:
     """What the published flags mean here. ``launched``: processes that torchrun has started; None where none did.
 
     ``key=value`` words are this tool's own and go last. Raises UserError for flags and values without a counterpart,
     and for those that another one leaves without effect.
     """
-    flags, result = Flags(arguments), Translation()
+    flags, result = Flags(arguments), Launch()
     name = flags.text("vla.type") or OXE
     if name not in VLA_TYPES:
         raise unknown("vla.type", name, VLA_TYPES)
@@ -68,7 +68,7 @@ def translate(arguments: Sequence[str], launched: int | None = None) -> Translat
     return result
 
 
-def _batch(flags: Flags, kind: VlaType, launched: int | None, result: Translation) -> int:
+def _batch(flags: Flags, kind: VlaType, launched: int | None, result: Launch) -> int:
     expected = flags.whole("vla.expected_world_size", launched or kind.world)
     if launched is not None and expected != launched:
         raise UserError(
@@ -88,7 +88,7 @@ def _batch(flags: Flags, kind: VlaType, launched: int | None, result: Translatio
     return expected
 
 
-def _data(flags: Flags, kind: VlaType, result: Translation) -> None:
+def _data(flags: Flags, kind: VlaType, result: Launch) -> None:
     folder, mix = flags.text("data_root_dir"), flags.text("vla.data_mix") or kind.data_mix
     asked, count = flags.truth("mock_data"), flags.whole("mock_data_num_trajs", MOCK_TRAJECTORIES)
     custom = kind.data_mix == "custom_finetuning"
@@ -108,7 +108,7 @@ def _data(flags: Flags, kind: VlaType, result: Translation) -> None:
     result.words += [f"data.path={folder}", f"data.mix={_MIXES.get(mix, mix)}"]
 
 
-def _held_out_and_augmented(flags: Flags, result: Translation) -> None:
+def _held_out_and_augmented(flags: Flags, result: Launch) -> None:
     # Said even where the flag is not given: recipes augment, the published script does not by itself.
     result.words.append(f"data.augmentation={'cogact' if flags.truth('image_aug') else 'none'}")
     everything = flags.truth("load_all_data_for_training")
@@ -121,7 +121,7 @@ def _held_out_and_augmented(flags: Flags, result: Translation) -> None:
         result.notes.append("--vla.shuffle_buffer_size: none is needed, every epoch is shuffled as a whole")
 
 
-def _schedule(flags: Flags, kind: VlaType, result: Translation) -> None:
+def _schedule(flags: Flags, kind: VlaType, result: Launch) -> None:
     if flags.text("vla.epochs") is not None:
         raise UserError(
             "--vla.epochs: the published loop never ends by it. Give --vla.max_steps; the banner counts epochs."
@@ -146,7 +146,7 @@ def _schedule(flags: Flags, kind: VlaType, result: Translation) -> None:
         result.words.append(f"schedule.warmup_steps={int(flags.whole('vla.max_steps', 1) * share)}")
 
 
-def _method(flags: Flags, result: Translation) -> None:
+def _method(flags: Flags, result: Launch) -> None:
     strategy = flags.text("vla.train_strategy")
     if strategy is not None and strategy not in _ENGINES:
         raise unknown("vla.train_strategy", strategy, _ENGINES)
@@ -169,7 +169,7 @@ def _method(flags: Flags, result: Translation) -> None:
         result.notes.append("--action_dim: the data says it, and weights of another width are refused")
 
 
-def _start(flags: Flags, result: Translation) -> None:
+def _start(flags: Flags, result: Launch) -> None:
     start = flags.text("pretrained_checkpoint")
     if start is None and "model.size=mock" not in flags.words:
         raise UserError(
@@ -191,7 +191,7 @@ def _start(flags: Flags, result: Translation) -> None:
         result.notes.append("--hf_token: not read. Training downloads nothing; `vla-ft fetch` takes HF_TOKEN")
 
 
-def _logged(flags: Flags, result: Translation) -> bool:
+def _logged(flags: Flags, result: Launch) -> bool:
     """Whether the run is one of W&B's."""
     project, entity, trackers = (flags.text(key) for key in ("wandb_project", "wandb_entity", "trackers"))
     named = None if trackers is None else re.findall(r"\w+", trackers)
@@ -213,7 +213,7 @@ def _logged(flags: Flags, result: Translation) -> bool:
     return True
 
 
-def _output(flags: Flags, name: str, world: int, kind: VlaType, result: Translation) -> str:
+def _output(flags: Flags, name: str, world: int, kind: VlaType, result: Launch) -> str:
     """Where the run and what it continues from lie; its name."""
     seed, one = flags.text("seed") or "42", flags.whole("vla.per_device_batch_size", kind.per_device)
     run = flags.text("run_id") or f"{name}+n{world // 8}+b{one}+x{seed}"

@@ -15,7 +15,7 @@ from vla_ft.policies.rdt.published_config import FILE, read_config, refuse_other
 from vla_ft.policies.tensor_files import TensorFiles, open_tensors
 from vla_ft.weights.places import resolve
 
-LAYOUTS = ("vla_ft", "published", "deepspeed", "siglip")
+LAYOUTS = ("vla_ft", "rdt", "deepspeed", "siglip")
 TOWER = "vision.tower."
 """Where the image tower lies in our model; published RDT weights do not hold it."""
 _FOREIGN_TOWER = "(siglip) "
@@ -30,7 +30,7 @@ def load_weights(
 ) -> Ledger:
     """Copy weights into an RDT model, strictly, and say what became of each tensor.
 
-    ``path`` and ``layout``: ``published``, a hub folder or one that the published training saved (config.json with
+    ``path`` and ``layout``: ``rdt``, a hub folder or one that the published training saved (config.json with
     ``model.safetensors`` or ``pytorch_model.bin``), or its weights file; ``deepspeed``, a file of DeepSpeed's
     (``mp_rank_00_model_states.pt``, or its folder), whose part ``module`` is taken; ``vla_ft``, our own export;
     ``siglip``, the image tower alone, the rest stays fresh; or ``auto``. Published weights hold no image tower: it
@@ -46,7 +46,7 @@ def load_weights(
     layout = layout if layout != "auto" else detect_layout(state, path)
     if layout == "siglip":
         state = TensorFiles(path, {}).joined(state, _FOREIGN_TOWER)
-    elif layout in ("published", "deepspeed"):
+    elif layout in ("rdt", "deepspeed"):
         _check_config(Path(path), model.config)
         state = _with_tower(state, model.config)
     return import_state(
@@ -74,7 +74,7 @@ def detect_layout(state: Iterable[str], source: str) -> str:
     """Which layout a file's tensor names show."""
     names = set(state)
     if _SIGN in names:
-        return "vla_ft" if any(name.startswith(TOWER) for name in names) else "published"
+        return "vla_ft" if any(name.startswith(TOWER) for name in names) else "rdt"
     if "vision_model.embeddings.patch_embedding.weight" in names:
         return "siglip"
     shown = ", ".join(sorted(names)[:4]) or "nothing"

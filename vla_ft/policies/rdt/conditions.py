@@ -33,7 +33,7 @@ def of_batch(batch: Batch) -> Conditions:
     return Conditions(
         state=batch["state"],
         mask=batch["state_mask"][:, None],
-        action_mask=batch.get("action_mask", batch["state_mask"])[:, None],
+        action_mask=batch["action_mask"][:, None],
         rate=batch["ctrl_freq"],
         language=batch["lang_tokens"],
         language_mask=batch["lang_mask"],

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,14 @@ class EmbeddingStore:
             )
         about = {"encoder": self.encoder, "revision": self.revision, "text": text, "tokens": str(len(tokens))}
         path = self.place(text)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                # Not safetensors' own file, which nobody else could read: the folder may be shared.
-                beside.write_bytes(save({"embedding": tokens.detach().cpu().contiguous()}, metadata=about))
+                # Not safetensors' own file, which nobody else could read: the folder may be shared, also by machines
+                # whose processes have the same numbers, and what already has the name is not written through.
+                with beside.open("xb") as file:
+                    file.write(save({"embedding": tokens.detach().cpu().contiguous()}, metadata=about))
                 os.replace(beside, path)
             finally:
                 beside.unlink(missing_ok=True)
