@@ -23,6 +23,7 @@ CASES = (
     ("recipe=custom-finetune", "card=22GiB", "cards=4"),
     ("recipe=cogact-base-4x22gb", "card=22GiB", "cards=4"),
     ("recipe=cogact-base-4x22gb", "precision=bf16_kahan", "card=22GiB", "cards=4"),
+    ("recipe=cogact-base-lora-24gb", "card=24GiB", "cards=1"),
     ("recipe=cogact-head-cached", "card=24GiB", "cards=1"),
     ("recipe=cogact-base", "card=80GiB", "cards=8"),
 )

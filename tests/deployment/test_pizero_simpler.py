@@ -186,6 +186,7 @@ def test_half_precision_stays_close(tmp_path: Path) -> None:
         options = {"statistics": statistics, "use_bf16": half, "device": "cpu", "tokenizer": "stand-in"}
         policy = PiZeroInference(weights, "google_robot", **options)
         assert {p.dtype for p in policy.predictor.model.parameters()} == {torch.bfloat16 if half else torch.float32}
+        assert policy.predictor.precision == ("bf16" if half else "fp32")
         torch.manual_seed(0)
         actions.append(
             policy.predict(recorded("google_robot")["image"]["overhead_camera"]["rgb"], {"proprio": [0] * 8})
@@ -219,3 +220,25 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("[1")
     with pytest.raises(UserError, match="no file of statistics"):
         PiZeroInference(weights, statistics=tmp_path / "broken.json", device="cpu", **SIZES)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 5])
+def test_steps_that_a_chunk_does_not_have_are_refused(tmp_path: Path, steps: int) -> None:
+    predictor = policy_of(tmp_path, "google_robot").predictor
+    with pytest.raises(UserError, match=rf"act_steps={steps}: .* has 4 actions, expected 1 to 4"):
+        PiZeroInference(predictor, "google_robot", act_steps=steps)
+    policy = PiZeroInference(predictor, "google_robot", act_steps=1)
+    behind = replay(policy, np.zeros((3, 4, 7)))
+    for number in range(3):
+        policy.step_on(recorded("google_robot", number), "pick apple")
+    assert len(behind.seen) == 3
+
+
+def test_a_loaded_policy_takes_no_options_of_loading(tmp_path: Path) -> None:
+    predictor = policy_of(tmp_path, "widowx_bridge").predictor
+    for options in (
+        {"use_bf16": True}, {"statistics": "s.json"}, {"tokenizer": "stand-in"}, {"dataset": "bridge"},
+        {"use_torch_compile": True}, {"device": "cpu"},
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=rf"{next(iter(options))}: the Predictor that was given is loaded"):
+            PiZeroInference(predictor, "widowx_bridge", **options)

@@ -164,6 +164,9 @@ def test_statistics_are_of_published_files_alone(run, dataset, tmp_path, capsys)
     words = [f"checkpoint={run}", f"data={dataset}", f"statistics={tmp_path / 'numbers.json'}"]
     assert main(["evaluate", *words]) == 2
     assert "is no file of published weights" in capsys.readouterr().err
+    for word in ("camera=wrist", "camera=primary", "model.chunk_size=5"):
+        assert main(["evaluate", f"checkpoint={run}", f"data={dataset}", word]) == 2
+        assert f"(here: {word.partition('=')[0]})" in capsys.readouterr().err
 
 
 def test_a_known_name_that_was_not_fetched_says_the_command(tmp_path, monkeypatch, capsys):

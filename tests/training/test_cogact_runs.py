@@ -83,14 +83,15 @@ def discs(count: int, size: int = 28) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.nightly
 def test_the_picture_is_learned_through_all_parts() -> None:
-    """From random weights the loss falls well below what can be known without the picture, and below what another's
-    picture allows."""
+    """From random weights the loss falls below what another's picture allows in as many steps: 0.263 against 0.364 when
+    the bound was set. That this can be learned, not that it always is: from seed 1 the loss with its own pictures was
+    still 0.345 after 700 steps, 0.344 with another's, and 0.359 after 1,600."""
     pictures, actions = discs(512)
     words = ["recipe=cogact-mock", "model.image_size=28", "model.future_action_window_size=0"]
     config = load_run_config(words).model
     tokens = torch.tensor([Prompts(config)("move to the disc")])
 
-    def last_losses(shift: int, steps: int) -> float:
+    def last_losses(shift: int, steps: int = 700) -> float:
         torch.manual_seed(0)
         model = CogAct(config, 2).train()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0)
@@ -110,5 +111,5 @@ def test_the_picture_is_learned_through_all_parts() -> None:
             seen.append(loss.item())
         return float(np.mean(seen[-50:]))
 
-    own, other = last_losses(shift=0, steps=700), last_losses(shift=1, steps=300)
-    assert own < 0.75 * other, f"{own:.3f} against {other:.3f}"
+    own, other = last_losses(shift=0), last_losses(shift=1)
+    assert own < 0.8 * other, f"{own:.3f} against {other:.3f}"

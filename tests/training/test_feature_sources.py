@@ -1,4 +1,5 @@
-"""Cached features of another camera, or of words that another tokenizer read, are refused, whatever the policy."""
+"""Cached features of another camera, or of words that another tokenizer read, are refused, whatever the policy. So are
+features of one wording where wordings are drawn."""
 
 from __future__ import annotations
 
@@ -53,3 +54,15 @@ def test_another_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(StandIn, "__call__", lambda self, text: [5, *usual(self, text)])
     with pytest.raises(UserError, match=r"the numbers that instructions become \(another tokenizer\) differ"):
         run(tmp_path, "second", *words)
+
+
+def test_drawn_wordings_have_no_one_feature(tmp_path: Path) -> None:
+    words = (*COGACT, *SHORT, "model.camera=front", "data.instructions=vary")
+    with pytest.raises(UserError, match=r"of 'vlm' cannot be cached: data.instructions=vary.*data.instructions=first"):
+        run(tmp_path, "varied", *words)
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_tower_that_reads_one_frame_is_cached_whatever_the_wording(tmp_path: Path) -> None:
+    words, camera = POLICIES["act"]
+    assert "made" in run(tmp_path, "varied", *words, *SHORT, camera.format("front"), "data.instructions=vary")

@@ -58,6 +58,7 @@ def test_a_run_continues_to_the_bit_and_is_evaluated(tmp_path: Path) -> None:
     text = evaluate(EvaluationConfig(checkpoint=str(tmp_path / "whole"), data=str(data)))
     assert "repeat" in text
     simulated = PiZeroInference(tmp_path / "whole", "widowx_bridge", device="cpu")
+    assert simulated.predictor.precision == "fp32"
     simulated.reset("move to the disc")
     raw, action = simulated.step(np.zeros((48, 64, 3), np.uint8), eef_pos=np.array([0, 0, 0, 1, 0, 0, 0, 1.0]))
     assert simulated.camera == "top" and action["gripper"].item() in (1.0, -1.0)
@@ -65,6 +66,13 @@ def test_a_run_continues_to_the_bit_and_is_evaluated(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     validation = next(line for line in lines if "validation/loss" in line)
     assert 0 <= validation["validation/action_within_0.1"] <= validation["validation/action_within_0.5"] <= 1
+
+
+def test_a_run_acts_in_the_precision_that_it_was_trained_in(tmp_path: Path) -> None:
+    run(tmp_path, "steps=1", "precision=bf16", "validation.every=1", "checkpoint.every=1")
+    predictor = PiZeroInference(tmp_path, "widowx_bridge", device="cpu").predictor
+    assert predictor.precision == "bf16"
+    assert {value.dtype for value in predictor.model.parameters()} == {torch.float32}
 
 
 def test_freezing_and_cached_prefixes_give_the_same_run(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ class EvaluationConfig:
     ``step*.pt``."""
     statistics: str | None = None
     """open-pi-zero's weights alone: the JSON file of the data they were trained on."""
-    camera: str = "primary"
-    """The same: what its one camera is called in the dataset."""
+    camera: str | None = None
+    """The same: what its one camera is called in the dataset; null: ``primary``."""
     model: dict[str, Any] = field(default_factory=dict)
     """The same: settings of ``model`` that the file does not say (``model.tokenizer=...``)."""
     data: str

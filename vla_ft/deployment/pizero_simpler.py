@@ -87,25 +87,33 @@ class PiZeroInference(SimplerPolicy):
         """``checkpoint``: a run or checkpoint of ours, or open-pi-zero's ``step*.pt`` or the name of a fetched one,
         which needs ``statistics``, the JSON file of its training data, and takes ``settings`` of ``Config``.
         ``dataset``: which one of a mixture. ``act_steps``: actions of a chunk that are executed, by default 4 and 2.
-        ``use_bf16`` holds the weights in bfloat16. Raises UserError for a policy of another robot.
+        ``use_bf16`` holds the weights in bfloat16 and computes in it; without it a run of ours computes as it was
+        trained, published weights in float32. Raises UserError for a policy of another robot, and for options that a
+        given ``Predictor`` has behind it.
         """
         setup = find_setup(policy_setup)
         self.robot = PIZERO_SETUPS[policy_setup]
-        super().__init__(setup, OpenLoop(act_steps or self.robot.steps), action_scale, self.robot.gripper())
+        steps = self.robot.steps if act_steps is None else act_steps
+        super().__init__(setup, OpenLoop(steps), action_scale, self.robot.gripper())
         if isinstance(checkpoint, Predictor):
+            _refuse_loaded(
+                {"statistics": statistics is not None, "dataset": dataset is not None, "use_bf16": use_bf16,
+                 "use_torch_compile": use_torch_compile, "device": device != "auto", **dict.fromkeys(settings, True)}
+            )  # fmt: skip
             self.predictor = checkpoint
         else:
             self.predictor = Predictor.load(
                 Path(checkpoint),
                 device,
                 dataset,
-                "bf16" if use_bf16 else "fp32",
+                "bf16" if use_bf16 else "run",
                 held="bf16" if use_bf16 else "fp32",
                 compiled=use_torch_compile,
                 statistics=None if statistics is None else Path(statistics),
                 settings=settings,
             )
         self._refuse_another_robot(policy_setup)
+        _refuse_steps(act_steps, self.predictor.processor.window.action_horizon)
         self.camera, self.size = next(iter(self.predictor.description.cameras.items()))
         self._commands: deque[np.ndarray] = deque()
 
@@ -153,3 +161,21 @@ class PiZeroInference(SimplerPolicy):
                 f"This policy has {seen[0]} action and {seen[1]} proprio dimensions; {policy_setup} has {expected[0]} "
                 f"and {expected[1]}. Choose policy_setup=widowx_bridge for Bridge (7) and google_robot for Fractal (8)."
             )
+
+
+def _refuse_loaded(given: Mapping[str, bool]) -> None:
+    """Options of loading, given with a policy that is loaded."""
+    names = [name for name, is_given in given.items() if is_given]
+    if names:
+        raise UserError(
+            f"{', '.join(names)}: the Predictor that was given is loaded, and these decide how one is. Expected "
+            "none of them: give them to Predictor.load, or give the checkpoint's path here."
+        )
+
+
+def _refuse_steps(act_steps: int | None, horizon: int) -> None:
+    if act_steps is not None and not 1 <= act_steps <= horizon:
+        raise UserError(
+            f"act_steps={act_steps}: a chunk of this policy has {horizon} actions, expected 1 to {horizon} of them to "
+            "be executed. Leave it out for the published number."
+        )

@@ -62,17 +62,18 @@ class Predictor:
         held: Held = "fp32",
         compiled: bool = False,
         statistics: Path | None = None,
-        camera: str = "primary",
+        camera: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> Predictor:
         """Read a checkpoint folder, or the latest one of a run folder; averaged weights are used when there are any.
         A published policy is read as it is: LeRobot's ``act`` folders, of either generation, and open-pi-zero's
         ``step*.pt``, which needs ``statistics`` (the JSON file of its training data), takes what its ``camera`` is
-        called and ``settings`` of ``model`` that it does not say.
+        called (``primary`` where it is not said) and ``settings`` of ``model`` that it does not say.
 
         ``dataset``: the one of a mixture whose robot it will drive (OpenVLA's ``unnorm_key``), at that one's rate.
         ``compiled``: by ``torch.compile``, block by block; the first predictions are slow. Raises UserError when the
-        checkpoint is damaged or incomplete, where a mixture's dataset is not named, and where nothing can be compiled.
+        checkpoint is damaged or incomplete, where a mixture's dataset is not named, where nothing can be compiled, and
+        for ``statistics``, ``camera`` or ``settings`` of a policy that says its own.
         """
         if held == "bf16" and precision == "fp32":
             raise UserError("Weights in bfloat16 compute in bfloat16: leave out precision=fp32, or hold them in fp32.")
@@ -91,18 +92,18 @@ class Predictor:
         precision: Precision,
         held: Held,
         statistics_file: Path | None,
-        camera: str,
+        camera: str | None,
         settings: Mapping[str, Any],
     ) -> Predictor:
+        given = [f"model.{name}" for name in settings]
+        given += [name for name, value in (("statistics", statistics_file), ("camera", camera)) if value is not None]
         if (published := open_published(checkpoint)) is not None:
+            _refuse_given(checkpoint, given)
             return cls._of(published, device, precision, held)
-        if (published := open_published_file(checkpoint, statistics_file, camera, settings)) is not None:
+        named = "primary" if camera is None else camera
+        if (published := open_published_file(checkpoint, statistics_file, named, settings)) is not None:
             return cls._of(published, device, precision, held)
-        if statistics_file is not None or settings:
-            raise UserError(
-                f"{checkpoint} is no file of published weights: statistics and model settings are of those alone. A "
-                "run of ours has its own. Leave them out."
-            )
+        _refuse_given(checkpoint, given)
         path = find_checkpoint(checkpoint)
         verify(path)
         config, description = read_facts(path)
@@ -212,6 +213,15 @@ def hold(model: Model, held: Held) -> Model:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     return model
+
+
+def _refuse_given(checkpoint: Path, given: Sequence[str]) -> None:
+    if given:
+        raise UserError(
+            f"{checkpoint} is no file of published weights: statistics and model settings, and what the camera is "
+            f"called, are of those alone (here: {', '.join(given)}). A run of ours and LeRobot's folders have their "
+            "own. Leave them out."
+        )
 
 
 def _execution(published: Published) -> ExecutionConfig:

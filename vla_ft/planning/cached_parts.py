@@ -56,7 +56,9 @@ def take_out_cached(
     sample = processor.collate([imagine_sample(description, processor)])
     if config.frozen_features is None:
         return sample, None
-    parts = cacheable(model, config.frozen_features.parts, processor.random_keys)
+    parts = cacheable(
+        model, config.frozen_features.parts, processor.random_keys, varied=config.data.instructions == "vary"
+    )
     rows: dict[str, Tensor] = {}
     peaks = []
     for declared in parts.values():
@@ -78,11 +80,12 @@ def take_out_cached(
 
 def cacheable_parts(model: Model, config: RunConfig, description: DatasetDescription) -> tuple[str, ...]:
     """Parts of a prepared model whose features may be cached as they are: frozen, and nothing random in them."""
+    varied = config.data.instructions == "vary"
     random_keys = imagined_processor(config, description).random_keys
     found = []
     for part in model.frozen_features():
         try:
-            cacheable(model, [part], random_keys)
+            cacheable(model, [part], random_keys, varied=varied)
         except UserError:
             continue
         found.append(part)

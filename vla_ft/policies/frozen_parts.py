@@ -23,10 +23,13 @@ class LeftOut(nn.Module):
         raise RuntimeError("this part was left out because its features are cached, and the batch brought none")
 
 
-def cacheable(model: Model, parts: Sequence[str], random_keys: Sequence[str] = ()) -> dict[str, FrozenFeatures]:
+def cacheable(
+    model: Model, parts: Sequence[str], random_keys: Sequence[str] = (), *, varied: bool = False
+) -> dict[str, FrozenFeatures]:
     """The declarations of ``parts``. Raises UserError for a part that is unknown, trained, or follows something random.
 
-    ``random_keys`` are the batch keys that the processor draws at random.
+    ``random_keys`` are the batch keys that the processor draws at random. ``varied``: a wording of the instruction is
+    drawn for every sample (``data.instructions=vary``).
     """
     declared = model.frozen_features()
     chosen = {}
@@ -49,6 +52,12 @@ def cacheable(model: Model, parts: Sequence[str], random_keys: Sequence[str] = (
             raise UserError(
                 f"The features of '{part}' cannot be cached: {', '.join(drawn)} is augmented at random, so every pass "
                 "over the data shows other pictures. Turn the augmentation off, or set frozen_features=null."
+            )
+        if varied and chosen[part].scope == "sample":  # one feature a sample is kept, of the first wording alone
+            raise UserError(
+                f"The features of '{part}' cannot be cached: data.instructions=vary draws another wording of the "
+                "instruction in every pass over the data, and they are computed from one. Expected "
+                "data.instructions=first: set it, or train without cached features with frozen_features=null."
             )
         # Functional dropout shows no module; `refuse_random` finds that one when the features are made.
         dropping = [n for n, m in module.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]

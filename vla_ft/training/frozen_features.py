@@ -64,7 +64,8 @@ def cache_features(
         return Cached(None, processor, {}, "off")
     # Augmentation draws every image anew, before any processor sees it.
     drawn = [key for key in processor.keys if key.startswith(IMAGE_PREFIX)] if config.data.augmented else []
-    parts = cacheable(model, wanted.parts, (*processor.random_keys, *drawn))
+    varied = config.data.instructions == "vary"
+    parts = cacheable(model, wanted.parts, (*processor.random_keys, *drawn), varied=varied)
     root = Path(wanted.path) if wanted.path is not None else Path(config.output) / "features"
     stores, notes = [], []
     for part, declared in parts.items():

@@ -263,3 +263,14 @@ def test_no_vae_and_no_state(tmp_path: Path) -> None:
     predictor = Predictor.load(folder)
     assert predictor.processor.keys == ("image_top",)
     assert predictor.predict({"image_top": seen()["image_top"]}).shape == (5, 14)
+
+
+def test_what_a_folder_says_itself_is_taken_from_nobody_else(tmp_path: Path) -> None:
+    model = network()
+    folder = write_folder(tmp_path / "policy", model, statistics(model))
+    options: tuple[dict[str, Any], ...] = (
+        {"statistics": tmp_path / "other.json"}, {"camera": "wrist"}, {"settings": {"chunk_size": 3}}
+    )  # fmt: skip
+    for given, name in zip(options, ("statistics", "camera", "model.chunk_size"), strict=True):
+        with pytest.raises(UserError, match=rf"is no file of published weights: .*\(here: {name}\)"):
+            Predictor.load(folder, **given)
