@@ -32,8 +32,8 @@ USAGE = """vla-ft COMMAND [key=value ...]
   export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged;
                                           --format lerobot output=DIR: an ACT policy folder that LeRobot loads;
                                           lerobot03: as LeRobot loaded it up to 0.3.3;
-                                          --format open-pi-zero output=FILE.pt: π0 as open-pi-zero's evaluation reads it;
-                                          --format cogact or rdt output=DIR: the folder that CogACT's or RDT's code loads
+                                          --format open-pi-zero output=FILE.pt: what open-pi-zero's evaluation reads;
+                                          --format cogact or rdt output=DIR: the folder that its own code loads
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
             dataset OWNER/NAME@REV [to=DIR]    a LeRobot dataset, which data.path=hub:OWNER/NAME@REV then finds
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)
