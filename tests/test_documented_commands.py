@@ -12,12 +12,13 @@ import pytest
 from invoke import Program
 
 from vla_ft.cli import COMMANDS, DATA_VERBS, RECIPE_VERBS
+from vla_ft.cli.entry import USAGE
 from vla_ft.cli.words import without_dashes
 from vla_ft.config import from_arguments, load_run_config, recipe_names
 from vla_ft.data.convert import ConvertConfig
 from vla_ft.data.mock import MockConfig
 from vla_ft.deployment.evaluation import EvaluationConfig
-from vla_ft.deployment.export import ExportConfig
+from vla_ft.deployment.export import LEROBOT, ExportConfig
 from vla_ft.environment.table import load_table
 from vla_ft.errors import UserError
 from vla_ft.inspection.check import CheckConfig
@@ -25,6 +26,7 @@ from vla_ft.inspection.draft import DraftConfig
 from vla_ft.inspection.overview import InspectConfig
 from vla_ft.inspection.words import path_first
 from vla_ft.planning.command import read_request
+from vla_ft.policies.registry import POLICIES, load_policy
 from vla_ft.weights.catalogue import find_entry
 from vla_ft.weights.datasets import dataset_entry
 
@@ -167,3 +169,14 @@ def test_a_documented_command_of_the_tool_is_understood(name: str, line: str, co
 def test_a_wrong_command_of_the_tool_would_be_noticed(line: str) -> None:
     with pytest.raises((UserError, AssertionError)):
         read_tool(line)
+
+
+def test_the_help_names_published_weights_and_every_form_of_export() -> None:
+    policies = [load_policy(name) for name in POLICIES]
+    kinds = ("EXPORTS", "EXPORT_FOLDERS")
+    forms = {form for policy in policies for kind in kinds for form in getattr(policy, kind, {})}
+    assert forms == {"open-pi-zero", "cogact", "rdt"}
+    export = USAGE.partition("\n  export ")[2].partition("\n  fetch ")[0]
+    assert [form for form in (*LEROBOT, *sorted(forms)) if not re.search(rf"\b{form}\b", export)] == []
+    evaluate = USAGE.partition("\n  evaluate ")[2].partition("\n  embed-language ")[0]
+    assert all(words in " ".join(evaluate.split()) for words in ("published weights", "step*.pt", "statistics="))

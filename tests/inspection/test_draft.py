@@ -11,7 +11,7 @@ import pytest
 from any_format import DESCRIPTION, FORMATS, break_episode, write_set
 
 from vla_ft.cli import main
-from vla_ft.config import load_run_config
+from vla_ft.config import DataConfig, load_run_config, read_recipe
 from vla_ft.data.formats.registry import open_dataset
 from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.statistics import DatasetStatistics, compute_statistics, statistics_cache
@@ -206,8 +206,18 @@ def test_a_recipe_of_pizero_starts_with_weights_that_fit(tmp_path, capsys, words
     assert ("movements of the end effector, this data's actions are others" in said) == (start == "pizero-bridge")
 
 
+def test_a_word_that_says_the_default_is_not_overruled_by_the_base(tmp_path, capsys):
+    """pizero-finetune augments and has 4 workers: what was said stands, also where it is the default."""
+    path, file, usual = pizero_set(tmp_path), tmp_path / "mine.yaml", DataConfig(path="mock")
+    assert usual.augmentation == "none" and usual.workers != read_recipe("pizero-finetune")["data"]["workers"]
+    words = ["recipe", "from-data", str(path), "policy=pizero", f"output={file}", f"data.workers={usual.workers}"]
+    assert main([*words, "--data.augmentation=none"]) == 0, capsys.readouterr().err
+    data = load_run_config([f"recipe={file}"]).data
+    assert (data.augmentation, data.workers, data.image_size) == ("none", usual.workers, (224, 224))
+    assert "augmentation: none" in file.read_text()
+
+
 def test_pizero_on_fractals_dimensions_starts_from_fractal():
-    from vla_ft.config import read_recipe
     from vla_ft.data.standardize.base import ACTION_NAMES, POSE_QUATERNION
     from vla_ft.policies import pizero
 

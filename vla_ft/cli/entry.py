@@ -24,12 +24,16 @@ USAGE = """vla-ft COMMAND [key=value ...]
                                           card=rtx3090 or 22GiB, output=DIR for plan.json and plan.png
   smoke     key=value ...                 a short run of every policy on mock data, with a resume; into runs/smoke
   evaluate  checkpoint=DIR data=DIR ...   action error of a checkpoint on held-out episodes, by joint and horizon step;
-                                          output=FILE.json for the numbers and a picture
+                                          output=FILE.json for the numbers and a picture; published weights as well:
+                                          LeRobot's folder of ACT, open-pi-zero's step*.pt or a fetched name of its
+                                          (statistics=FILE.json episodes=all)
   embed-language data.path=DIR            a dataset's instructions through T5, once (RDT); text='...' for one, files=DIR
                                           imports published files
   export    checkpoint=DIR output=FILE    one .safetensors file from a checkpoint of any engine, adapters merged;
                                           --format lerobot output=DIR: an ACT policy folder that LeRobot loads;
-                                          --format rdt output=DIR: the folder that RDT's own code loads
+                                          lerobot03: as LeRobot loaded it up to 0.3.3;
+                                          --format open-pi-zero output=FILE.pt: what open-pi-zero's evaluation reads;
+                                          --format cogact or rdt output=DIR: the folder that its own code loads
   fetch     NAME [to=DIR]                 published weights by name (or owner/name@revision), checked; no name: a list
             dataset OWNER/NAME@REV [to=DIR]    a LeRobot dataset, which data.path=hub:OWNER/NAME@REV then finds
   record    output=DIR episodes=N ...     record scripted demonstrations in simulation (environment with the sim extra)

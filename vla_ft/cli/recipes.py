@@ -13,12 +13,13 @@ def recipe_command(arguments: Sequence[str]) -> int:
 
 
 def _from_data(arguments: Sequence[str]) -> int:
-    from vla_ft.config import from_arguments
+    from vla_ft.config import from_arguments, given_values
     from vla_ft.inspection.draft import DraftConfig, draft
     from vla_ft.inspection.words import path_first
 
     command = "vla-ft recipe from-data"
-    drafted = draft(from_arguments(DraftConfig, path_first(without_dashes(arguments), command), command))
+    words = path_first(without_dashes(arguments), command)
+    drafted = draft(from_arguments(DraftConfig, words, command), said=given_values(words)["data"])
     if drafted.notes:
         print("Not known from the files:")
         print("\n".join(f"  - {note}" for note in drafted.notes))

@@ -82,7 +82,12 @@ def _foreign_keys(policy: Any) -> Mapping[str, str]:
 
 def from_arguments(kind: type[T], arguments: Sequence[str], where: str) -> T:
     """Fill a command's own dataclass from ``key=value`` words."""
-    return check(kind, _to_plain(_dotlist(dict(_split(argument) for argument in arguments))), where)
+    return check(kind, given_values(arguments), where)
+
+
+def given_values(arguments: Sequence[str]) -> dict[str, Any]:
+    """What ``key=value`` words say, nested and unchecked, without a default: which keys were given at all."""
+    return _to_plain(_dotlist(dict(_split(argument) for argument in arguments)))
 
 
 def _published_settings(merged: Any) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,14 @@ class Draft:
     notes: tuple[str, ...]
 
 
-def draft(config: DraftConfig) -> Draft:
-    """Write a recipe that trains as it is: a batch of the data has gone through it. Raises UserError."""
+def draft(config: DraftConfig, said: Collection[str] = ()) -> Draft:
+    """Write a recipe that trains as it is: a batch of the data has gone through it. Raises UserError.
+
+    ``said``: the keys of ``data`` that the user gave, which stand also where they say what is the default anyway.
+    """
     policy = load_policy(config.policy)
     base = _base(config)
-    config = dataclasses.replace(config, data=_read_as_there(config.data, base))
+    config = dataclasses.replace(config, data=_read_as_there(config.data, base, said))
     whole = config.data.open(config.data.path)
     damaged = find_damaged(whole) if config.data.on_damage == "skip" else Damaged()
     reader = without_damaged(whole, damaged)
@@ -80,7 +84,7 @@ def draft(config: DraftConfig) -> Draft:
     notes += [f"damaged: {damaged}"] if damaged.episodes else []
     notes += [f"{dropped}"] if dropped.unlabeled else []
     notes += [] if suggest else [f"policy '{config.policy}' makes no suggestions: its model has its defaults"]
-    values = _values(config, reader, base, model, int(reader.lengths[split.training].sum()))
+    values = _values(config, said, reader, base, model, int(reader.lengths[split.training].sum()))
     text = recipe_text(values, reader, statistics, _where(statistics), notes)
     _publish(output, text, reader, split, statistics)
     return Draft(path=output, notes=tuple(notes))
@@ -112,13 +116,13 @@ def _base(config: DraftConfig) -> dict[str, Any]:
     return next((r for r in map(read_recipe, names) if r.get("policy") == config.policy), {"steps": _STEPS})
 
 
-def _read_as_there(data: DataConfig, base: dict[str, Any]) -> DataConfig:
+def _read_as_there(data: DataConfig, base: dict[str, Any], said: Collection[str]) -> DataConfig:
     """The data read and augmented as the base recipe does, where the user says nothing of it: what its weights know."""
-    usual, read = DataConfig(path=data.path), base.get("data") or {}
-    if data.image_size == usual.image_size and read.get("image_size"):
+    read = base.get("data") or {}
+    if "image_size" not in said and read.get("image_size"):
         height, width = read["image_size"]
         data = dataclasses.replace(data, image_size=(height, width))
-    if data.augmentation == usual.augmentation and isinstance(read.get("augmentation"), str):
+    if "augmentation" not in said and isinstance(read.get("augmentation"), str):
         data = dataclasses.replace(data, augmentation=read["augmentation"])
     return data
 
@@ -141,13 +145,18 @@ def _where(statistics: DatasetStatistics) -> list[str]:
 
 
 def _values(
-    config: DraftConfig, reader: EpisodeReader, base: dict[str, Any], model: dict[str, Any], windows: int
+    config: DraftConfig,
+    said: Collection[str],
+    reader: EpisodeReader,
+    base: dict[str, Any],
+    model: dict[str, Any],
+    windows: int,
 ) -> dict[str, Any]:
     """The recipe's values, nested, in the order in which they are written."""
     copied = {key: value for key, value in base.items() if key not in _NOT_COPIED}
     published = int((copied.get("batch") or {}).get("per_device", 8))
     copied["batch"] = {**(copied.get("batch") or {}), "per_device": max(1, min(published, windows))}
-    data = _given(config.data)
+    data = _given(config.data, said)
     if Path(config.data.path).exists():  # anything else is a name, not a place
         data["path"] = os.path.abspath(config.data.path)
     data.setdefault("cameras", list(reader.description.cameras))
@@ -161,10 +170,12 @@ def _values(
     return {"policy": config.policy, "data": data, "model": model, **copied}
 
 
-def _given(data: DataConfig) -> dict[str, Any]:
-    """What differs from a configuration without words: what the user said."""
+def _given(data: DataConfig, said: Collection[str]) -> dict[str, Any]:
+    """What the user said, and what differs from a configuration without words. null is what a recipe has unsaid."""
     usual = dataclasses.asdict(DataConfig(path=data.path))
-    return {key: value for key, value in dataclasses.asdict(data).items() if key == "path" or value != usual[key]}
+    settled = {key for key, value in dataclasses.asdict(data).items() if key == "path" or value != usual[key]}
+    settled |= {key for key in said if getattr(data, key) is not None}
+    return {key: value for key, value in dataclasses.asdict(data).items() if key in settled}
 
 
 def _publish(

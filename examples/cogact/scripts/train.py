@@ -28,7 +28,6 @@ def run(arguments: list[str]) -> int:
         return 2
     if os.environ.get("RANK", "0") == "0":
         print("\n".join([*found.notes, shlex.join(["vla-ft", "train", *found.words])]), flush=True)
-    os.environ.update(found.environment)
     return main(["train", *found.words])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from published_training_files import write_published
 from vla_ft.config import load_run_config, read_recipe, run_config_from_dict
 from vla_ft.errors import UserError
 from vla_ft.inspection.translation import write_translation
+from vla_ft.policies.pizero.checkpoint import check_constants
 from vla_ft.policies.pizero.document import Document
 from vla_ft.policies.pizero.translate import translate
 from vla_ft.policies.pizero.vocabulary import KEYS
@@ -129,9 +131,20 @@ def test_switches(words: list[str], expected: dict[str, Any]) -> None:
     assert {key: values[key] for key in expected} == expected
 
 
-def test_a_checkpoint_is_read_with_the_constants_of_its_training_file() -> None:
-    assert translated("bridge", "resume_checkpoint_path=step3.pt")["model"]["constants_confirmed"] is True
-    assert "constants_confirmed" not in translated("bridge")["model"]
+def test_no_training_file_vouches_for_the_constants_of_a_checkpoint() -> None:
+    """The examples say 100, published checkpoints have 10000: one under another name is refused until told."""
+    values = translated("bridge", "resume_checkpoint_path=/w/bridge.pt")
+    config = run_config_from_dict({"recipe": "bridge", **values}).model
+    with pytest.raises(UserError, match=r"expert_rope_theta 100, .*say model\.constants_confirmed=true"):
+        check_constants(config, {}, values["init"]["path"], values["init"]["layout"])
+    told = dataclasses.replace(config, constants_confirmed=True)
+    assert "taken from the configuration" in check_constants(told, {}, values["init"]["path"], "open-pi-zero")
+
+
+def test_adapters_in_what_is_frozen_are_refused() -> None:
+    with pytest.raises(UserError, match=r"lora=True with train_vlm=False"):
+        translated("bridge", "lora=True", "train_vlm=False")
+    assert "lora" not in translated("bridge", "train_vlm=False")
 
 
 def test_model_keys() -> None:

@@ -37,7 +37,6 @@ class Launch:
     """Words for ``vla-ft train``, variables for its environment, and what there is to say."""
 
     words: list[str] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -208,8 +207,7 @@ def _logged(flags: Flags, result: Launch) -> bool:
         result.notes.append("--wandb_project: not used, --trackers names no wandb")
         return False
     result.words += [f"logging.project={project}", "logging.wandb=online"]
-    if entity:
-        result.environment["WANDB_ENTITY"] = entity
+    result.words += [f"logging.entity={entity}"] if entity else []
     return True
 
 

@@ -147,9 +147,8 @@ def _widths(document: Document) -> dict[str, int]:
 
 
 def _as_it_is(document: Document) -> dict[str, Any]:
-    """Random numbers reach the model as they are drawn. A checkpoint was trained with its file's constants."""
-    random = {"normalization": "none"} if document["data.train.dataset_mix"] == RANDOM else {}
-    return random | ({"constants_confirmed": True} if document["resume_checkpoint_path"] else {})
+    """Random numbers reach the model as they are drawn."""
+    return {"normalization": "none"} if document["data.train.dataset_mix"] == RANDOM else {}
 
 
 def _constants(document: Document) -> dict[str, float]:
@@ -231,11 +230,16 @@ def _group(document: Document, part: str) -> dict[str, Any]:
 
 
 def _trained(document: Document) -> dict[str, Any]:
-    """What is trained, and in which types."""
+    """What is trained, and in which types. Raises UserError for adapters in what is frozen."""
     frozen, half, mixed = not document["train_vlm"], document["use_bf16"], document["use_amp"]
     fixed = ["fixed"] if half or mixed else []
     values: dict[str, Any] = {"freeze": [*(["vlm"] if frozen else []), *fixed]}
-    if document["lora"] and not frozen:
+    if document["lora"] and frozen:
+        raise UserError(
+            f"{document.source} has lora=True with train_vlm=False, which freezes the adapters as well. Give "
+            "train_vlm=True, which trains adapters alone, or lora=False."
+        )
+    if document["lora"]:
         values["lora"] = {"vlm": {"rank": document["lora_r"], "dropout": document["lora_dropout"]}}
         half, mixed = False, half or mixed  # adapters train in float32
     values["precision"] = "bf16_stochastic" if half else "bf16" if mixed else "fp32"
