@@ -116,7 +116,7 @@ def open_data(predictor: Predictor, data: str, dataset: str | None) -> EpisodeRe
     if published is not None and published.standardization is not None and format_of(place) == "rlds":
         folder = open_folder(place)
         sidecar = folder.path / SIDECAR
-        standard = sidecar.is_file() and load_described(sidecar)[1].gripper == GRIPPER  # `vla-ft convert` wrote it
+        standard = sidecar.is_file() and load_described(sidecar)[1].gripper == GRIPPER  # `vla-ft data convert` wrote it
         if folder.name == published.standardization and not standard:
             config = dataclasses.replace(config, mix=published.standardization)
             return config.open_one(data, published.standardization)
