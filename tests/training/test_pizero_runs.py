@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +14,15 @@ import torch
 from rich.console import Console
 
 from vla_ft.config import load_run_config
-from vla_ft.data.published_statistics import to_octo
-from vla_ft.data.statistics import DatasetStatistics
-from vla_ft.deployment.evaluation import EvaluationConfig, evaluate, measure
+from vla_ft.data.formats.rlds_writer import RldsWriter
+from vla_ft.data.mock import MockConfig, write_mock
+from vla_ft.data.sample import DatasetDescription
+from vla_ft.deployment.evaluation import EvaluationConfig, evaluate, measure, open_data
 from vla_ft.deployment.export import ExportConfig, export
 from vla_ft.deployment.pizero_simpler import PiZeroInference
 from vla_ft.deployment.predictor import Predictor
 from vla_ft.errors import UserError
+from vla_ft.policies.pizero.checkpoint import DESCRIPTION
 from vla_ft.tensor_stream import TensorReader
 from vla_ft.training.trainer import train
 
@@ -105,12 +109,14 @@ def test_adapters_are_trained_kept_and_merged(tmp_path: Path) -> None:
     assert "adapters of vlm merged" in said
 
 
-def published_weights_are_evaluated(output: Path, weights: Path, file: Path) -> None:
-    """A published file with its statistics predicts what the run does. (Grippers, which it leaves unscaled, apart.)"""
-    file.write_text(json.dumps(to_octo(DatasetStatistics.load(output / "checkpoints/step_00000002/statistics.json"))))
+def published_weights_are_evaluated(output: Path, weights: Path) -> None:
+    """A published file with the statistics beside it predicts what the run does, in every dimension."""
+    file = weights.with_name(f"{weights.stem}_statistics.json")
     data, settings = str(next(output.glob("mock_*"))), {"tokenizer": "stand-in"}
     own = Predictor.load(output)
     published = Predictor.load(weights, statistics=file, camera="top", settings=settings)
+    for part in ("action_names", "action_units", "action_kind", "action_mode", "gripper_dims", "proprio_names", "fps"):
+        assert getattr(published.description, part) == getattr(own.description, part), part
     random = np.random.default_rng(0)
     seen = {
         "image_top": random.integers(0, 256, (28, 28, 3), dtype=np.uint8),
@@ -120,28 +126,109 @@ def published_weights_are_evaluated(output: Path, weights: Path, file: Path) -> 
     for predictor in (own, published):
         torch.manual_seed(0)
         chunks.append(predictor.predict(seen, "move to the disc"))
-    np.testing.assert_allclose(chunks[1][:, :6], chunks[0][:, :6], rtol=1e-4, atol=1e-6)
+    assert chunks[0].shape == (4, 7)
+    np.testing.assert_allclose(chunks[1], chunks[0], rtol=1e-4, atol=1e-6)
     config = {"checkpoint": str(weights), "data": data, "statistics": str(file), "camera": "top", "model": settings}
     assert measure(EvaluationConfig(**config, episodes="all", samples=4))["policy_mean"] > 0
     words = {"checkpoint": str(weights), "data": data}
     with pytest.raises(UserError, match=r"holds weights alone\. Give statistics="):
         measure(EvaluationConfig(**words))
-    with pytest.raises(UserError, match=r"has no camera|cameras"):
+    with pytest.raises(UserError, match=r"Unknown camera 'primary'\. Known: top\."):
         measure(EvaluationConfig(**words, statistics=str(file), model={"tokenizer": "stand-in"}))
+
+
+def pictures_of_a_dataset_are_resized_and_chosen(weights: Path, folder: Path) -> None:
+    """Two cameras of another size: the named one is read, at the size of the weights."""
+    mock = MockConfig(
+        episodes=2, min_length=6, max_length=8, cameras=("front", "wrist"), image_size=(48, 64), action_dim=7,
+        format="npz",
+    )  # fmt: skip
+    config = EvaluationConfig(
+        checkpoint=str(weights),
+        data=str(write_mock(folder, mock)),
+        statistics=str(weights.with_name(f"{weights.stem}_statistics.json")),
+        camera="front",
+        model={"tokenizer": "stand-in"},
+        episodes="all",
+        samples=4,
+    )
+    assert measure(config)["policy_mean"] > 0
+    with pytest.raises(UserError, match=r"Unknown camera 'side'\. Known: front, wrist\."):
+        measure(replace(config, camera="side"))
+
+
+def without_description(weights: Path, to: Path) -> Path:
+    """The file as others publish them: it says nothing of its robot."""
+    content = torch.load(weights, weights_only=True)
+    del content[DESCRIPTION]
+    torch.save(content, to)
+    return to
+
+
+def rlds_of_bridge_is_read_in_its_standard_form(words: dict[str, Any], folder: Path) -> None:
+    """As its website has it: two cameras with numbers for names, and commands in place of achieved movement."""
+    numbers = tuple("abcdefg")
+    about = DatasetDescription(
+        name="bridge_dataset", cameras={"0": (32, 40), "1": (32, 40)}, action_names=numbers, action_units=("",) * 7,
+        proprio_names=numbers, proprio_units=("",) * 7, action_kind="end_effector", action_mode="delta", gripper="",
+        fps=5.0,
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    states, picture = random.normal(size=(10, 7)).astype(np.float32), np.zeros((32, 40, 3), np.uint8)
+    writer = RldsWriter(folder / "bridge_dataset", about)
+    common = {"action": np.ones(7, np.float32), "image_0": picture, "image_1": picture}
+    writer.add([{**common, "proprio": state} for state in states], "fold the cloth")
+    writer.finish()
+    data, words = str(folder / "bridge_dataset"), {**words, "camera": "primary"}
+    predictor = Predictor.load(
+        Path(words["checkpoint"]), statistics=Path(words["statistics"]), settings=words["model"], camera="primary"
+    )
+    reader = open_data(predictor, data, None)
+    assert reader.lengths.tolist() == [9] and reader.description.cameras == {"primary": (28, 28)}
+    moved = reader.read(0, np.arange(9), ("action",))["action"]
+    np.testing.assert_allclose(moved[:, :6], np.diff(states[:, :6], axis=0), atol=1e-6)
+    assert measure(EvaluationConfig(**words, data=data, episodes="all", samples=4))["policy_mean"] > 0
+
+
+def a_file_that_says_nothing_is_of_bridge(weights: Path, folder: Path, data: str) -> None:
+    """With 7 and 7 dimensions it moves an end effector: joints are refused. Other widths are not guessed."""
+    statistics = weights.with_name(f"{weights.stem}_statistics.json")
+    bare = without_description(weights, folder / "bare.pt")
+    settings = {"tokenizer": "stand-in"}
+    about = Predictor.load(bare, statistics=statistics, camera="top", settings=settings).description
+    assert (about.name, about.action_kind, about.gripper_dims) == ("bridge_dataset", "end_effector", (6,))
+    config = {"checkpoint": str(bare), "statistics": str(statistics), "camera": "top", "model": settings}
+    with pytest.raises(UserError, match="action_kind end_effector, this dataset has joint"):
+        measure(EvaluationConfig(**config, data=data, episodes="all", samples=4))
+    rlds_of_bridge_is_read_in_its_standard_form(config, folder)
+    wide = json.loads(statistics.read_text())
+    wide["action"] = {name: values * 2 for name, values in wide["action"].items()}
+    (folder / "wide.json").write_text(json.dumps(wide))
+    with pytest.raises(UserError, match=r"does not say which of its 14 actions .* are grippers"):
+        Predictor.load(bare, statistics=folder / "wide.json", settings=settings)
+    with pytest.raises(UserError, match=r"have 14 action and 7 proprio dimensions, .* was trained on 7 and 7"):
+        Predictor.load(weights, statistics=folder / "wide.json", settings=settings)
 
 
 def test_weights_go_out_in_the_published_layout_and_start_another_run(tmp_path: Path) -> None:
     run(tmp_path / "first", "steps=2")
     files = {"open-pi-zero": tmp_path / "step2.pt", "safetensors": tmp_path / "own.safetensors"}
     for layout, file in files.items():
-        export(ExportConfig(checkpoint=str(tmp_path / "first"), output=str(file), format=layout))
+        said = export(ExportConfig(checkpoint=str(tmp_path / "first"), output=str(file), format=layout))
+        assert (str(tmp_path / "step2_statistics.json") in said) == (layout == "open-pi-zero")
         output = tmp_path / f"from {layout}"
         printed = run(output, f"init.path={file}", "steps=2", "seed=1")
         assert losses(output) != losses(tmp_path / "first") and "step 1/2" in printed, "counters start afresh"
         with pytest.raises(UserError, match=r"model\.time_period=100 \(here 10000\)"):
             run(tmp_path / "wrong", f"init.path={file}", "model.time_period=10000")
     assert losses(tmp_path / "from open-pi-zero") == losses(tmp_path / "from safetensors")
-    published_weights_are_evaluated(tmp_path / "first", files["open-pi-zero"], tmp_path / "statistics.json")
+    weights, data = files["open-pi-zero"], str(next((tmp_path / "first").glob("mock_*")))
+    published_weights_are_evaluated(tmp_path / "first", weights)
+    pictures_of_a_dataset_are_resized_and_chosen(weights, tmp_path)
+    a_file_that_says_nothing_is_of_bridge(weights, tmp_path, data)
+    with pytest.raises(UserError, match=r"step2_statistics\.json exists already"):
+        weights.rename(tmp_path / "elsewhere.pt")
+        export(ExportConfig(checkpoint=str(tmp_path / "first"), output=str(weights), format="open-pi-zero"))
     with pytest.raises(UserError, match="Did you mean 'open-pi-zero'"):
         export(ExportConfig(checkpoint=str(tmp_path / "first"), output=str(tmp_path / "a.pt"), format="open-pizero"))
     with pytest.raises(UserError, match=r"must end in \.pt"):

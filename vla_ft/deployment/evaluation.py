@@ -14,13 +14,19 @@ from pydantic import ConfigDict, Field
 from vla_ft.config import ExecutionConfig
 from vla_ft.data.damaged import find_damaged, without_damaged
 from vla_ft.data.formats.base import EpisodeReader
+from vla_ft.data.formats.descriptions import load_described
+from vla_ft.data.formats.registry import format_of
+from vla_ft.data.formats.rlds_mapping import SIDECAR
+from vla_ft.data.formats.tfds_folder import open_folder
 from vla_ft.data.mixture import split_parts
 from vla_ft.data.sample import DatasetDescription
+from vla_ft.data.standardize.base import GRIPPER
 from vla_ft.data.statistics import source_hash
 from vla_ft.deployment.action_errors import action_errors, executed_errors
 from vla_ft.deployment.error_table import error_table
 from vla_ft.deployment.predictor import Held, Precision, Predictor
 from vla_ft.errors import UserError
+from vla_ft.weights.datasets import local_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +88,7 @@ def measure(config: EvaluationConfig) -> dict[str, Any]:
         camera=config.camera,
         settings=config.model,
     )
-    reader = predictor.config.data.open_one(config.data, config.dataset)
+    reader = open_data(predictor, config.data, config.dataset)
     if predictor.config.data.on_damage == "skip":  # as the run did
         reader = without_damaged(reader, find_damaged(reader))
     _refuse_other_robot(predictor, reader)
@@ -101,6 +107,20 @@ def measure(config: EvaluationConfig) -> dict[str, Any]:
     if config.output is not None:
         Path(config.output).write_text(json.dumps(numbers, indent=1))
     return numbers
+
+
+def open_data(predictor: Predictor, data: str, dataset: str | None) -> EpisodeReader:
+    """The dataset at ``data`` as a checkpoint is shown it: read as its run did; for a published policy, RLDS of the
+    dataset that it was trained on in its standard form. Raises UserError."""
+    config, published, place = predictor.config.data, predictor.published, local_dataset(data)
+    if published is not None and published.standardization is not None and format_of(place) == "rlds":
+        folder = open_folder(place)
+        sidecar = folder.path / SIDECAR
+        standard = sidecar.is_file() and load_described(sidecar)[1].gripper == GRIPPER  # `vla-ft data convert` wrote it
+        if folder.name == published.standardization and not standard:
+            config = dataclasses.replace(config, mix=published.standardization)
+            return config.open_one(data, published.standardization)
+    return config.open_one(data, dataset)
 
 
 def _refuse_output(output: str | None) -> None:
@@ -133,8 +153,8 @@ def _held_out(predictor: Predictor, reader: EpisodeReader) -> np.ndarray:
 
 def _refuse_other_robot(predictor: Predictor, reader: EpisodeReader) -> None:
     trained, seen = predictor.description, reader.description
-    if predictor.published is not None:  # such a folder tells numbers of dimensions alone
-        trained = _with_names_of(seen, trained)
+    if predictor.published is not None:
+        trained = _completed(trained, seen, predictor.published.names_known)
     if predictor.config.data.mix is not None:
         # A mixture is trained on what its datasets share: this one may have more.
         shared = {name: size for name, size in seen.cameras.items() if name in trained.cameras}
@@ -148,11 +168,15 @@ def _refuse_other_robot(predictor: Predictor, reader: EpisodeReader) -> None:
             )
 
 
-def _with_names_of(seen: DatasetDescription, trained: DatasetDescription) -> DatasetDescription:
-    """``trained`` with the names of a dataset where it has as many dimensions."""
-    names = {}
+def _completed(trained: DatasetDescription, seen: DatasetDescription, named: bool) -> DatasetDescription:
+    """A published policy's description with what it, or the dataset, leaves open taken from the dataset: kind and mode
+    where either is unknown and, unless it is ``named``, names where there are as many."""
+    taken: dict[str, Any] = {}
     for part in ("action_names", "proprio_names"):
-        if len(getattr(seen, part)) == len(getattr(trained, part)):
-            names[part] = getattr(seen, part)
-            names[part.replace("names", "units")] = getattr(seen, part.replace("names", "units"))
-    return dataclasses.replace(trained, action_kind=seen.action_kind, action_mode=seen.action_mode, **names)
+        if not named and len(getattr(seen, part)) == len(getattr(trained, part)):
+            taken[part] = getattr(seen, part)
+            taken[part.replace("names", "units")] = getattr(seen, part.replace("names", "units"))
+    for part in ("action_kind", "action_mode"):
+        if "unknown" in (getattr(seen, part), getattr(trained, part)):
+            taken[part] = getattr(seen, part)
+    return dataclasses.replace(trained, **taken)

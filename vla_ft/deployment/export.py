@@ -5,6 +5,7 @@ Needs no GPU.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -77,12 +78,25 @@ def export(config: ExportConfig) -> str:
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
         temporary.mkdir()
         said = _writer(config)(source, temporary)
+        beside = _move_beside(temporary, output) if suffix else ""
         os.replace(temporary / f"{_STEM}{suffix}" if suffix else temporary, output)
     except OSError as error:
         raise UserError(f"{output} could not be written: {error.strerror}. Free space, or name another file.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return f"{output}: {said}"
+    return f"{output}: {said}{beside}"
+
+
+def _move_beside(written: Path, output: Path) -> str:
+    """Move what belongs to the one file to its side, named after it; what that is, in words."""
+    found = {
+        path: output.with_name(f"{output.stem}{path.stem.removeprefix(_STEM)}{path.suffix}")
+        for path in sorted(written.glob(f"{_STEM}_*.json"))
+    }
+    for path, place in found.items():
+        os.replace(path, place)
+    names = ", ".join(str(place) for place in found.values())
+    return f"; beside it {names}, which whoever runs it gives as statistics=" if names else ""
 
 
 @dataclass(frozen=True)
@@ -166,17 +180,16 @@ def _write_published(source: _Source, folder: Path) -> str:
     files, folders = getattr(policy, "EXPORTS", {}), getattr(policy, "EXPORT_FOLDERS", {})
     with source.weights() as weights:
         tensors = Announced(source.entries(weights), lambda entry: weights.read(entry.name).to(entry.dtype))
-        if wanted in files:
-            count = int(files[wanted](folder / f"{_STEM}.pt", tensors, source.run.model, source.step))
-        else:
-            facts = TrainedFacts(
-                config=source.run.model,
-                description=source.description,
-                statistics=source.statistics(),
-                step=source.step,
-                start=source.run.init.path,
-            )
-            count = int(folders[wanted](folder, tensors, facts))
+        facts = TrainedFacts(
+            config=source.run.model,
+            description=source.description,
+            statistics=source.statistics(),
+            step=source.step,
+            start=source.run.init.path,
+        )
+        one_file = wanted in files
+        write, place = (files[wanted], folder / f"{_STEM}.pt") if one_file else (folders[wanted], folder)
+        count = int(write(place, tensors, facts))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return f"{source.in_words(count, size)}, in {wanted}'s form"
 
@@ -261,7 +274,8 @@ def _refuse_output(config: ExportConfig, output: Path, suffix: str) -> None:
         raise UserError(f"output={output} is the name of a file; format={config.format} is a folder. Name one.")
     if config.format in LEROBOT and config.dtype not in ("keep", "fp32"):
         raise UserError(f"dtype={config.dtype}: LeRobot's folder holds fp32. Leave dtype out.")
-    if output.exists():
-        raise UserError(f"output={output} exists already. Remove it, or name another one.")
+    beside = sorted(output.parent.glob(f"{glob.escape(output.stem)}_statistics*.json")) if suffix == ".pt" else []
+    for there in (*([output] if output.exists() else []), *beside):
+        raise UserError(f"output={output}: {there} exists already. Remove it, or name another one.")
     if not output.absolute().parent.is_dir():
         raise UserError(f"output={output} cannot be written: its folder does not exist. Make it first.")

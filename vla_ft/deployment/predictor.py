@@ -121,7 +121,7 @@ class Predictor:
         config = RunConfig(
             recipe=published.layout,
             policy=published.policy,
-            data=DataConfig(path=folder),
+            data=_data(published),
             steps=1,
             output=folder,
             init=InitConfig(path=folder, layout=published.layout),
@@ -229,3 +229,11 @@ def _execution(published: Published) -> ExecutionConfig:
     if published.ensemble is None:
         return ExecutionConfig(steps=published.actions_per_chunk)
     return ExecutionConfig(temporal_ensemble=True, ensemble_coefficient=published.ensemble)
+
+
+def _data(published: Published) -> DataConfig:
+    """How a dataset is read for a published policy: as it is stored, or the policy's cameras at their size."""
+    if published.image_size is None:
+        return DataConfig(path=str(published.folder))
+    cameras = tuple(published.description.cameras)
+    return DataConfig(path=str(published.folder), cameras=cameras, image_size=published.image_size)

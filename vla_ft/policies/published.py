@@ -43,6 +43,13 @@ class Published:
     """The robot's feature names -> the policy's, in the publisher's words."""
     mapped: bool = False
     """The model has no numbers but those of the file: it can be made of the mapped file without memory of its own."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) that a dataset's pictures of the described cameras are resized to, as in training; None takes
+    all of its cameras as they are stored."""
+    names_known: bool = False
+    """The description has the names of its dimensions from the data: another dataset must have the same."""
+    standardization: str | None = None
+    """The published dataset that it was trained on: that one's RLDS files are read in its standard form."""
 
 
 def kind_of(folder: Path) -> str | None:

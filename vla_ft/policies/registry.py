@@ -36,7 +36,8 @@ class PolicyPackage(Protocol):
       same shapes, for forecasts;
     - ``TRANSLATORS``: published code by name, each ``(file, overrides, cards) -> Translation`` of its training files;
     - ``FOREIGN_KEYS``: keys of published training files by name, each with what to say here instead;
-    - ``EXPORTS``: published layouts by name, each ``(path, tensors, config, step) -> number of tensors written``;
+    - ``EXPORTS``: published layouts by name, each ``(path, Announced, TrainedFacts) -> tensors written``. What
+      belongs to the file lies beside it, under names that begin with the file's stem and ``_``;
     - ``EXPORT_FOLDERS``: those that are folders, each ``(empty folder, Announced, TrainedFacts) -> tensors written``;
     - ``COMPLETES``: true where ``load_weights`` takes ``base=``, the file of the parts that another one leaves out;
     - ``open_published(folder) -> Published``, ``published_settings(folder) -> dict`` (the ``model`` section) and

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from pizero_examples import batch, model
+from pizero_examples import batch, description, model, small_config, statistics
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
-from vla_ft.policies.pizero import load_weights
+from vla_ft.policies.base import TrainedFacts
+from vla_ft.policies.pizero import build_model, build_processor, load_weights, open_published_file
 from vla_ft.policies.pizero.checkpoint import write_published
 from vla_ft.policies.pizero.layouts import constants, published_names
 from vla_ft.policies.pizero.model import PiZero
+from vla_ft.policies.pizero.publish import write_run
 
 
 def published(one: PiZero, prefix: str = "") -> dict[str, Tensor]:
@@ -32,6 +37,35 @@ def test_published_layout_and_back(changes: dict[str, object], tmp_path: Path) -
     assert count == len(published(source)) and ledger.notes == []
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
     assert list(tmp_path.iterdir()) == [tmp_path / "step7.pt"], "nothing half-written stays"
+
+
+def test_a_file_says_what_its_robot_is(tmp_path: Path) -> None:
+    """Two arms with a gripper each, trained on two datasets: the statistics of each lie beside the weights."""
+    names = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in (*"abcdef", "gripper"))
+    about = description(
+        action_names=names, action_units=("rad",) * 14, proprio_names=names, proprio_units=("rad",) * 14,
+        action_kind="joint", action_mode="absolute", gripper_dims=(6, 13), rates={"fold": 50.0, "wipe": 25.0},
+    )  # fmt: skip
+    parts = {name: dataclasses.replace(statistics(about), episodes=number) for number, name in enumerate(about.rates)}
+    config = small_config()
+    facts = TrainedFacts(
+        config=config,
+        description=about,
+        statistics=DatasetStatistics(features={}, source_hash="", parts=parts),
+        step=7,
+        start=None,
+    )
+    write_run(tmp_path / "step7.pt", build_model(config, about).state_dict().items(), facts)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"step7.pt", "step7_statistics_fold.json", "step7_statistics_wipe.json"}
+    found = open_published_file(tmp_path / "step7.pt", tmp_path / "step7_statistics_wipe.json", "top", {})
+    assert found is not None and found.statistics.episodes == 1 and found.names_known
+    assert found.standardization is None, "no published dataset's form is put on data of another robot"
+    assert found.description == dataclasses.replace(about, cameras={"top": (28, 28)})
+    processor = build_processor(config, found.description, found.statistics)
+    chunk = processor.unnormalize(torch.full((1, 4, 14), 0.5))[0]
+    grippers = np.isin(np.arange(14), (6, 13))  # 0 and 1 as they are; the others between the quantiles 1 and 3
+    np.testing.assert_allclose(chunk, np.broadcast_to(np.where(grippers, 0.5, 2.5), (4, 14)), atol=1e-6)
 
 
 def test_own_layout_with_its_constants(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ FLAGS = {
     "run_id_note": "output=",
     "image_aug": "data.augmentation=cogact or none",
     "wandb_project": "logging.project=, logging.wandb=online",
-    "wandb_entity": "the variable WANDB_ENTITY",
+    "wandb_entity": "logging.entity=",
     "trackers": "logging.wandb=",
     "save_interval": "checkpoint.every=",
     "repeated_diffusion_steps": "model.repeated_diffusion_steps=",

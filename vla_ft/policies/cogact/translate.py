@@ -34,7 +34,7 @@ _RENAMED = {
 
 @dataclass
 class Launch:
-    """Words for ``vla-ft train``, variables for its environment, and what there is to say."""
+    """Words for ``vla-ft train`` and what there is to say."""
 
     words: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -10,11 +10,12 @@ from vla_ft.data.sample import DatasetDescription
 from vla_ft.data.standardize.base import ACTION_NAMES, POSE_QUATERNION
 from vla_ft.data.statistics import DatasetStatistics
 from vla_ft.errors import UserError
-from vla_ft.policies.pizero.checkpoint import load_weights, write_published
+from vla_ft.policies.pizero.checkpoint import load_weights
 from vla_ft.policies.pizero.config import STAND_IN, Config
 from vla_ft.policies.pizero.layouts import constants
 from vla_ft.policies.pizero.model import Dimensions, PiZero
 from vla_ft.policies.pizero.processing import PiZeroProcessor
+from vla_ft.policies.pizero.publish import write_run
 from vla_ft.policies.pizero.published import open_published_file
 from vla_ft.policies.pizero.translate import translate
 from vla_ft.policies.pizero.vocabulary import foreign_keys
@@ -39,7 +40,7 @@ TRANSLATORS = {"open-pi-zero": translate}
 """Published code whose training files become recipes."""
 FOREIGN_KEYS = foreign_keys()
 """Its keys, for whoever gives them to ``vla-ft train``."""
-EXPORTS = {"open-pi-zero": write_published}
+EXPORTS = {"open-pi-zero": write_run}
 """Published layouts that ``vla-ft export`` writes."""
 
 _OTHER_ACTIONS = (

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vla_ft.data.sample import DatasetDescription
 from vla_ft.errors import UserError, unknown
 from vla_ft.policies.ledger import Ledger, Place, import_state
 from vla_ft.policies.pizero.config import Config
@@ -31,6 +32,8 @@ CONSTANTS = "constants"
 """Where exported files keep them: in the metadata of safetensors as JSON, beside ``model`` in a torch file."""
 SETTINGS = "settings"
 """The fields of ``model`` as JSON, in a torch file alone: all but the tokenizer, which is a place, and the widths."""
+DESCRIPTION = "description"
+"""The data's as JSON, in a torch file alone: which actions are grippers, what the dimensions are called and are."""
 _NOT_RECORDED = ("tokenizer", "constants_confirmed", "action_dim", "proprio_dim")
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "params")
 
@@ -138,11 +141,18 @@ def file_constants(beside: Mapping[str, object], path: str) -> dict[str, float] 
     return {name: float(known[name]) for name in expected}
 
 
-def write_published(path: Path, tensors: Iterable[tuple[str, Tensor]], config: Config, step: int) -> int:
+def write_published(
+    path: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    config: Config,
+    step: int,
+    description: DatasetDescription | None = None,
+) -> int:
     """Write a checkpoint as open-pi-zero's evaluation reads it: a torch file with the weights under ``model``.
 
-    Our constants and settings lie beside them. Holds all weights in memory. Returns the number of tensors; tied experts
-    count twice, and are stored once. Raises UserError when the disk is full.
+    Our constants, settings and, where it is given, the data's description lie beside them. Holds all
+    weights in memory. Returns the number of tensors; tied experts count twice, and are stored once. Raises UserError
+    when the disk is full.
     """
     model: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -151,6 +161,8 @@ def write_published(path: Path, tensors: Iterable[tuple[str, Tensor]], config: C
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_RECORDED}
     content = {"cnt_update": step, "cnt_batch": 0, "model": model, CONSTANTS: constants(config)}
     content[SETTINGS] = json.dumps(settings)
+    if description is not None:
+        content[DESCRIPTION] = json.dumps(description.to_json())
     beside = path.with_name(f".{path.name}.new")
     try:
         torch.save(content, beside)

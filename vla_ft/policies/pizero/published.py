@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from vla_ft.data.standardize.base import (
     STANDARDIZATIONS,
 )
 from vla_ft.errors import UserError
-from vla_ft.policies.pizero.checkpoint import SETTINGS, file_constants, open_weights
+from vla_ft.policies.pizero.checkpoint import DESCRIPTION, SETTINGS, file_constants, open_weights
 from vla_ft.policies.pizero.config import Config
 from vla_ft.policies.pizero.layouts import is_open_pi_zero
 from vla_ft.policies.published import Published
@@ -52,7 +53,9 @@ def open_published_file(
         known["constants_confirmed"] = True  # said by whoever runs it
     widths = {f"{feature}_dim": _width(read, feature, statistics) for feature in ("action", "proprio")}
     merged = {"tokenizer": _TOKENIZER, **known, **settings, **widths}
-    about = _description(widths, camera, int(merged.get("image_size", Config.image_size)))
+    size = int(merged.get("image_size", Config.image_size))
+    about = _recorded_description(state.beside.get(DESCRIPTION), widths, path) or _known_robot(widths, path)
+    about = dataclasses.replace(about, cameras={camera: (size, size)})
     names = {"action": about.action_names, "proprio": about.proprio_names}
     return Published(
         policy="pizero",
@@ -63,32 +66,55 @@ def open_published_file(
         layout="open-pi-zero",
         actions_per_chunk=int(merged.get("horizon", Config.horizon)),
         mapped=True,
+        image_size=(size, size),
+        names_known=DESCRIPTION in state.beside,
+        standardization=None if DESCRIPTION in state.beside else about.name,
     )
 
 
-def _description(widths: Mapping[str, int], camera: str, size: int) -> DatasetDescription:
-    """Bridge's or Fractal's robot by the widths; numbered dimensions for any other."""
-    dataset = _ROBOTS.get(widths["proprio_dim"]) if widths["action_dim"] == len(ACTION_NAMES) else None
-    if dataset is None:
-        action = tuple(f"action_{i}" for i in range(widths["action_dim"]))
-        proprio = tuple(f"proprio_{i}" for i in range(widths["proprio_dim"]))
-        units, state_units, fps = ("",) * len(action), ("",) * len(proprio), 0.0
-    else:
-        standard = STANDARDIZATIONS[dataset]
-        action, proprio, units = ACTION_NAMES, standard.proprio, ACTION_UNITS
-        state_units, fps = standard.proprio_units, standard.fps
+def _recorded_description(recorded: object, widths: Mapping[str, int], path: Path) -> DatasetDescription | None:
+    """What an export of ours says of its data; None where it says nothing. Raises UserError for a damaged record, and
+    where the statistics are of another robot."""
+    if recorded is None:
+        return None
+    try:
+        about = DatasetDescription.from_json(json.loads(str(recorded)))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"The description recorded in {path} cannot be read ({type(error).__name__}: {error}). Export the weights "
+            "again."
+        ) from None
+    seen, expected = tuple(widths.values()), (about.action_dim, about.proprio_dim)
+    if seen != expected:
+        raise UserError(
+            f"The statistics have {seen[0]} action and {seen[1]} proprio dimensions, {path} was trained on "
+            f"{expected[0]} and {expected[1]}. Give the file that was written beside it."
+        )
+    return about
+
+
+def _known_robot(widths: Mapping[str, int], path: Path) -> DatasetDescription:
+    """Bridge's or Fractal's robot by the widths, for files that say nothing. Raises UserError for any other."""
+    action, proprio = widths["action_dim"], widths["proprio_dim"]
+    if action != len(ACTION_NAMES) or proprio not in _ROBOTS:
+        raise UserError(
+            f"{path} does not say which of its {action} actions (with {proprio} numbers of proprioception) are "
+            "grippers, which are not scaled; without that it is known for 7 and 7 (Bridge) and 7 and 8 (Fractal) "
+            "alone. Export it from its run with `vla-ft export`, which records it."
+        )
+    standard = STANDARDIZATIONS[_ROBOTS[proprio]]
     return DatasetDescription(
-        name=dataset or "published",
-        cameras={camera: (size, size)},
-        action_names=action,
-        action_units=units,
-        proprio_names=proprio,
-        proprio_units=state_units,
+        name=standard.name,
+        cameras={},
+        action_names=ACTION_NAMES,
+        action_units=ACTION_UNITS,
+        proprio_names=standard.proprio,
+        proprio_units=standard.proprio_units,
         action_kind="end_effector",
         action_mode="delta",
         gripper=GRIPPER,
-        fps=fps,
-        gripper_dims=(len(action) - 1,),  # the published code leaves the last action as it is
+        fps=standard.fps,
+        gripper_dims=(len(ACTION_NAMES) - 1,),  # the published code leaves the last action as it is
     )
 
 
